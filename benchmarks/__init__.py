@@ -1,0 +1,1 @@
+"""Measurements: the speed of a step, and published claims reproduced."""
