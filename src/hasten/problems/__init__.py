@@ -1,0 +1,24 @@
+"""Objectives with known constants and optima, data sets and small models.
+
+Shared by the tests, the benchmarks and `hasten.race`. Nothing here is downloaded: the text is
+Python's own standard library, the tables are those that scikit-learn carries.
+"""
+
+from hasten.problems.digits import MLP, ConvNet, Labelled, breast_cancer, digits
+from hasten.problems.language_model import LanguageModel, parameter_count
+from hasten.problems.surfaces import SURFACES, Surface
+from hasten.problems.text import Text, standard_library_text
+
+__all__ = [
+    "MLP",
+    "SURFACES",
+    "ConvNet",
+    "Labelled",
+    "LanguageModel",
+    "Surface",
+    "Text",
+    "breast_cancer",
+    "digits",
+    "parameter_count",
+    "standard_library_text",
+]

@@ -1,0 +1,18 @@
+"""Compare optimizers on a task: run, keep, draw, report.
+
+    from hasten.race import race
+    result = race("digits", "AdamW,Lion(lr=3e-4)", seeds=3, budget="1m")
+    print(result.summary())
+    result.report()
+
+or ``hasten race`` from a terminal. Needs the extra: ``pip install 'hasten[race]'``.
+"""
+
+from hasten.race.contest import load, race, resume
+from hasten.race.errors import RaceError
+from hasten.race.results import Race
+from hasten.race.run import Point, Run
+from hasten.race.standings import Standing
+from hasten.race.task import Task
+
+__all__ = ["Point", "Race", "RaceError", "Run", "Standing", "Task", "load", "race", "resume"]

@@ -1,0 +1,94 @@
+"""Progress in the terminal: one bar for the whole race, with the time left."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from hasten.race.plan import Plan
+from hasten.race.progress import Observer
+from hasten.race.run import FINISHED, Run
+
+
+class LiveObserver(Observer):
+    """Draws on a rich console.
+
+    Example:
+        >>> LiveObserver(Console(quiet=True)).closed()
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._running = False
+        self._run_steps = 0
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            expand=True,
+            speed_estimate_period=60,
+        )
+
+    def measuring(self, contenders: int) -> None:
+        """Announce the measurement of paces."""
+        self._progress.start()
+        self._bar = self._progress.add_task("measuring the pace", total=contenders)
+
+    def measured(self, label: str) -> None:
+        """Advance, and name who was measured."""
+        self._progress.update(self._bar, advance=1, description=f"measured {label}")
+
+    def planned(self, plan: Plan) -> None:
+        """Say in one line what is raced, and start the bar."""
+        runs = len(plan.contenders) * (len(plan.seeds) + plan.trials)
+        self.console.print(
+            f"[bold]{plan.task}[/bold]: {plan.title}\n"
+            f"{len(plan.contenders)} optimizers · {len(plan.seeds)} seeds · "
+            + (f"{plan.trials} trials each · " if plan.trials else "")
+            + f"{plan.steps} steps a run · {plan.parameters:,} parameters · {plan.threads} threads",
+            highlight=False,
+        )
+        self._run_steps = plan.steps
+        for bar in self._progress.task_ids:
+            self._progress.remove_task(bar)
+        self._bar = self._progress.add_task("starting", total=runs * plan.steps)
+        self._progress.start()
+
+    def began(self, name: str) -> None:
+        """Name the run under way."""
+        self._running = True
+        self._taken = 0
+        self._progress.update(self._bar, description=name)
+
+    def stepped(self) -> None:
+        """One step further."""
+        self._taken += 1
+        self._progress.advance(self._bar)
+
+    def ended(self, run: Run) -> None:
+        """Print the outcome of a run that just ended; pass over one that was on disk."""
+        if not self._running:
+            # The estimate of the time left must not count what took no time.
+            total = self._progress.tasks[-1].total or 0
+            self._progress.update(self._bar, total=total - self._run_steps)
+            return
+        self._running = False
+        self._progress.advance(self._bar, self._run_steps - self._taken)
+        outcome = (
+            f"{run.final_loss:.4g}"
+            if run.status == FINISHED
+            else f"[red]diverged at step {run.steps}[/red]"
+        )
+        self._progress.console.print(
+            f"  {run.label:<28} seed {run.seed}   {outcome}   [dim]{run.step_ms:.1f} ms a step[/dim]",
+            highlight=False,
+        )
+
+    def closed(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()

@@ -1,0 +1,207 @@
+"""What is raced, decided once and written down before the first run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from hasten.race.entrants import Contender, Entrant, settle
+from hasten.race.errors import RaceError
+from hasten.race.task import Task
+from hasten.race.tasks import TaskSource
+from hasten.race.training import Seeds, StepClock, build_task, evaluate
+
+WARM_UP_STEPS, TIMED_STEPS = 2, 6
+EVALUATIONS = 20
+REPORT_SECONDS = 10.0
+"""Part of the budget kept for drawing the figures and writing the report."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a few steps of a contender showed before the race.
+
+    Attributes:
+        first_step: seconds of the very first step: compilation, allocation of state.
+        step: seconds of a step after that.
+
+    Example:
+        >>> Pace(first_step=1.0, step=0.02).step
+        0.02
+    """
+
+    first_step: float
+    step: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a race is; two machines with the same plan race the same race.
+
+    Example:
+        >>> Plan("lm", "a language model", "", (), (0, 1), 100).steps
+        100
+    """
+
+    task: str
+    title: str
+    command: str
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    evaluations: int = EVALUATIONS
+    trials: int = 0
+    search: str = "random"
+    target: float | None = None
+    unit: str = "loss"
+    log_scale: bool = False
+    parameters: int = 0
+    data: str = ""
+    threads: int = 0
+    budget: float | None = None
+    paces: dict[str, Pace] = field(default_factory=dict)
+    sentences: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Plan:
+        """The plan that `to_json` made; JSON's lists become tuples again."""
+        try:
+            contenders = tuple(
+                Contender(**{**c, "options": {k: _tuples(v) for k, v in c["options"].items()}})
+                for c in values["contenders"]
+            )
+            paces = {label: Pace(**pace) for label, pace in values["paces"].items()}
+            rest = {**values, "contenders": contenders, "paces": paces}
+            return cls(**{**rest, "seeds": tuple(values["seeds"])})
+        except (KeyError, TypeError) as error:
+            raise RaceError(
+                f"the race's plan was written by another version of hasten ({error})"
+            ) from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds of ``"3m"``, ``"90s"``, ``"1h30m"``, or a plain number of seconds.
+
+    Example:
+        >>> parse_duration("2m30s")
+        150.0
+    """
+    if isinstance(text, int | float) and not isinstance(text, bool):
+        seconds = float(text)
+    else:
+        match = re.fullmatch(r"(?:(\d+\.?\d*)h)?(?:(\d+\.?\d*)m)?(?:(\d+\.?\d*)s?)?", str(text).strip())
+        parts = match.groups(default="0") if match and str(text).strip() else None
+        if parts is None:
+            raise RaceError(f"budget={text!r} cannot be read: write 3m, 90s or 1h30m")
+        seconds = 3600 * float(parts[0]) + 60 * float(parts[1]) + float(parts[2])
+    if not 0 < seconds < 1e9:
+        raise RaceError(f"budget={text!r} must be longer than nothing")
+    return seconds
+
+
+def settle_all(
+    entrants: list[Entrant], source: TaskSource, task: Task, steps: int
+) -> list[Contender]:
+    """Settle every entrant for runs of a given length.
+
+    Example:
+        >>> from hasten.race.entrants import parse_entrants
+        >>> from hasten.race.tasks import find_task
+        >>> source = find_task("valley")
+        >>> [c.name for c in settle_all(parse_entrants("torch.SGD"), source, source.build(0), 10)]
+        ['torch.SGD']
+    """
+    return [settle(entrant, source.family, steps, task.constants) for entrant in entrants]
+
+
+def measure_pace(source: TaskSource, contender: Contender) -> tuple[Pace, float]:
+    """Take a few steps: the pace of a contender, and the seconds of one evaluation.
+
+    Example:
+        >>> from hasten.race.entrants import parse_entrants, settle
+        >>> from hasten.race.tasks import find_task
+        >>> contender = settle(parse_entrants("torch.SGD(lr=0.01)")[0], "surface", 50)
+        >>> pace, evaluation = measure_pace(find_task("valley"), contender)
+        >>> pace.step < pace.first_step + 1
+        True
+    """
+    seeds = Seeds.of(source.name, "pace", contender.label)
+    with torch.random.fork_rng(devices=[]):
+        task = build_task(source, seeds.model)
+        optimizer, _ = contender.build(task.model, 1000, seeds.optimizer)
+        batches = torch.Generator().manual_seed(seeds.batches)
+        clock = StepClock()
+        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+            clock.step(task, optimizer, batches)
+        started = time.perf_counter()
+        evaluate(task, optimizer)
+        evaluation = time.perf_counter() - started
+    step = clock.median_ms(clock.whole[WARM_UP_STEPS:]) / 1e3
+    return Pace(clock.whole[0], step), evaluation
+
+
+def steps_within(
+    seconds: float, paces: list[Pace], evaluation: float, runs_each: int, evaluations: int
+) -> int:
+    """How many steps every run may take so that all of them fit into ``seconds``.
+
+    Rounded down to two digits; at least ten.
+
+    Example:
+        >>> steps_within(100.0, [Pace(1.0, 0.01)] * 5, 0.1, runs_each=2, evaluations=10)
+        890
+    """
+    left = seconds / runs_each - len(paces) * evaluation * (evaluations + 1)
+    steps = int(left / sum(pace.step for pace in paces))
+    unit = max(1, 10 ** (len(str(steps)) - 2)) if steps > 0 else 1
+    return max(10, steps // unit * unit)
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions, for the report.
+
+    Example:
+        >>> "torch" in environment()
+        True
+    """
+    try:
+        own = version("hasten")
+    except PackageNotFoundError:
+        own = "not installed"
+    return {
+        "hasten": own,
+        "torch": str(torch.__version__),
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"

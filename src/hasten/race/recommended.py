@@ -1,0 +1,119 @@
+"""The settings an optimizer races at when nobody says otherwise.
+
+One row for each optimizer, one column for each kind of task. What a row leaves out is the
+optimizer's own default. The learning rates were chosen on a grid of factor about three, on a seed
+that no race reports, with the same number of values tried for every row of a column; ``--tune``
+repeats that search on your task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+COLUMNS = ("lm", "digits", "logistic", "least-squares", "surface")
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """A number of steps given as a fraction of the run.
+
+    Example:
+        >>> OfRun(0.5).steps(400)
+        200
+    """
+
+    fraction: float
+
+    def steps(self, total: int) -> int:
+        """The fraction of ``total``, at least one step."""
+        return max(1, round(self.fraction * total))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one optimizer is set up on one kind of task.
+
+    Attributes:
+        lr: peak learning rate; None keeps the optimizer's default.
+        schedule: "constant", "linear" (down to 0) or "cosine" (down to 0).
+        warmup: fraction of the run during which the learning rate rises linearly.
+        options: further arguments of the optimizer.
+
+    Example:
+        >>> recommended("Lion", "lm").lr < recommended("AdamW", "lm").lr
+        True
+    """
+
+    lr: float | None = None
+    schedule: str = "constant"
+    warmup: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+#                        lm      digits  logistic  least-squares  surface
+LEARNING_RATES: dict[str, tuple[float | None, ...]] = {
+    "SGD":                (3e-1,   3e-1,   3e-1,     1e-1,          1e-3),
+    "HeavyBall":          (1e-1,   1e-1,   1e-1,     1e-2,          3e-4),
+    "Nesterov":           (1e-1,   1e-1,   1e-1,     1e-2,          3e-4),
+    "QHM":                (1e0,    1e0,    1e0,      1e-1,          3e-3),
+    "ScheduleFreeSGD":    (1e0,    1e0,    1e0,      1e0,           3e-3),
+    "Signum":             (3e-4,   1e-3,   1e-2,     1e-2,          1e-2),
+    "Lion":               (1e-3,   3e-4,   3e-3,     1e-2,          1e-2),
+    "AdamW":              (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "Adam":               (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "AMSGrad":            (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "AdaMax":             (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "NAdamW":             (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "RAdam":              (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "QHAdam":             (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "AdaBound":           (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "AMSBound":           (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "DiffGrad":           (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "ScheduleFreeAdamW":  (1e-2,   3e-3,   3e-2,     3e-2,          3e-2),
+    "AdEMAMix":           (3e-3,   1e-3,   1e-2,     1e-2,          1e-2),
+    "SimplifiedAdEMAMix": (1e-4,   1e-4,   1e-3,     1e-3,          1e-3),
+    "MARS":               (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "Prodigy":            (1e0,    1e0,    1e0,      1e0,           1e0),
+    "Adafactor":          (1e-2,   1e-2,   3e-2,     3e-2,          3e-2),
+}  # fmt: skip
+
+OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("AdamW", "lm"): {"betas": (0.9, 0.99), "weight_decay": 0.1},
+    ("ScheduleFreeAdamW", "lm"): {"betas": (0.95, 0.99), "weight_decay": 0.1},
+    # The slow average must fit into the run, and both of its warm-ups last the whole run.
+    ("AdEMAMix", "lm"): {
+        "betas": (0.9, 0.99, 0.999),
+        "alpha_warmup": OfRun(1.0),
+        "beta3_warmup": OfRun(1.0),
+        "weight_decay": 0.1,
+    },
+    ("SimplifiedAdEMAMix", "lm"): {"betas": (0.95, 0.99), "weight_decay": 0.1},
+    ("Lion", "lm"): {"betas": (0.9, 0.99), "weight_decay": 0.3},
+    ("MARS", "lm"): {"betas": (0.95, 0.99), "weight_decay": 0.1},
+}
+
+# Averaging the iterates is Schedule-Free's schedule, and Prodigy finds its own step.
+CONSTANT = frozenset({"ScheduleFreeSGD", "ScheduleFreeAdamW"})
+STOCHASTIC_NETWORKS = frozenset({"lm", "digits"})
+
+
+def recommended(name: str, family: str) -> Setting:
+    """The setting of an optimizer (``torch.`` names included) on a family of tasks.
+
+    Example:
+        >>> recommended("ScheduleFreeAdamW", "lm").schedule
+        'constant'
+    """
+    name = name.removeprefix("torch.")
+    family = family if family in COLUMNS else "digits"
+    rates = LEARNING_RATES.get(name)
+    lr = rates[COLUMNS.index(family)] if rates else None
+    networks = family in STOCHASTIC_NETWORKS
+    return Setting(
+        lr=lr,
+        schedule="linear" if networks and name not in CONSTANT else "constant",
+        warmup=0.1 if networks else 0.0,
+        options=OPTIONS.get((name, family), {}),
+    )
