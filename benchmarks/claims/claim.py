@@ -96,8 +96,11 @@ class Claim:
         if self.reading:
             lines += ["", "Reading:", "", *[f"- {sentence}" for sentence in self.reading]]
         command = f"python -m benchmarks.claims.{self.name}"
-        lines += ["", f"Regenerate with `{command}` ({self.seconds:.0f} s, "
-                  f"torch {torch.__version__}, {torch.get_num_threads()} threads)."]
+        lines += [
+            "",
+            f"Regenerate with `{command}` ({self.seconds:.0f} s, "
+            f"torch {torch.__version__}, {torch.get_num_threads()} threads).",
+        ]
         return "\n".join(lines) + "\n"
 
     def write(self, folder: Path = RESULTS) -> None:
@@ -136,6 +139,8 @@ def command_line(run: Callable[..., Claim], name: str) -> None:
     claim.seconds = time.perf_counter() - started
     claim.write(options.out)
     for check in claim.checks:
-        print(f"{'holds' if check.holds else 'FAILS'}  {check.statement}: "
-              f"expected {check.expected}, measured {check.measured}")
+        print(
+            f"{'holds' if check.holds else 'FAILS'}  {check.statement}: "
+            f"expected {check.expected}, measured {check.measured}"
+        )
     print(f"{claim.title}: {claim.verdict} ({claim.seconds:.0f} s) -> {options.out}/{name}.md")

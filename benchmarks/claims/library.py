@@ -12,9 +12,7 @@ from benchmarks.claims.recursions import Setting, Stream, TailAverage
 from hasten.problems.least_squares import StreamingLeastSquares
 
 
-def optimizer(
-    problem: StreamingLeastSquares, setting: Setting, parameter: Tensor
-) -> hasten.Optimizer:
+def optimizer(problem: StreamingLeastSquares, setting: Setting, parameter: Tensor) -> hasten.Optimizer:
     """The named optimizer that a setting of the recursions stands for."""
     parameters = [parameter]
     beta, a, b = setting.beta, setting.momentum_weight, setting.gradient_weight

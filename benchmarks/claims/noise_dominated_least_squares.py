@@ -116,9 +116,7 @@ def disagreement(block: Block) -> dict[str, float]:
         if method == JAIN:
             continue
         counts = regime.samples if method == CANONICAL else regime.samples[:1]
-        risks = library.run(
-            regime.problem, chosen[0], counts, FRESH_SEEDS, 1000, regime.tail_average
-        )
+        risks = library.run(regime.problem, chosen[0], counts, FRESH_SEEDS, 1000, regime.tail_average)
         theirs = torch.stack(block.per_seed[method][: len(counts)]).sqrt()
         found[method] = float(((risks.sqrt() - theirs).abs() / theirs.clamp_min(floor)).max())
     return found
@@ -240,7 +238,7 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
         "heavy ball, Nesterov, Schedule-Free and the free accelerated triple (ASGD) are each tuned "
         f"for each sample count on {TUNING_SEEDS} seeds (least geometric mean) and reported as the "
         f"median of {FRESH_SEEDS} fresh seeds; “canonical” and “Jain” are formulas of "
-        "the problem's constants, with nothing tuned. Last iterate unless the title says otherwise.",
+        "the problem's constants, with nothing tuned. Last iterate unless stated otherwise.",
         checks(blocks, differences),
         [*[block.table() for block in blocks.values()], agreement],
         [
@@ -248,8 +246,7 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
             "gradient from the momentum coefficient gains many orders of magnitude.",
             "At batch 64 all accelerated methods are far ahead of SGD: the advantage of the "
             "decoupled weight belongs to small batches.",
-            "With label noise the canonical steps are too long at the end: lower them or let them "
-            "decay.",
+            "With label noise the canonical steps are too long at the end: lower them or let them decay.",
             "With one-hot features acceleration cannot help, and the canonical triple becomes SGD.",
         ],
         [f"{NAME}.png"],

@@ -48,9 +48,7 @@ def jain(problem: StreamingLeastSquares) -> Setting:
     alpha, b = s / (1 + s), 1 / (9 * root)
     gamma = 1 / (3 * math.sqrt(5) * problem.strong_convexity * root)
     delta = 1 / (5 * problem.r_squared)
-    return Setting(
-        "Jain constants", "formula", alpha * (1 - b), (1 - alpha) * (gamma - delta), delta
-    )
+    return Setting("Jain constants", "formula", alpha * (1 - b), (1 - alpha) * (gamma - delta), delta)
 
 
 def grids(problem: StreamingLeastSquares) -> dict[str, list[Setting]]:
@@ -60,9 +58,7 @@ def grids(problem: StreamingLeastSquares) -> dict[str, list[Setting]]:
     def steps(low: float, high: float) -> list[float]:
         return [power for power in POWERS_OF_TWO if low <= power <= high]
 
-    sgd = [
-        Setting("SGD", f"lr {lr:g}/R²", 0.0, 0.0, lr * unit) for lr in steps(0.06, 4)
-    ]
+    sgd = [Setting("SGD", f"lr {lr:g}/R²", 0.0, 0.0, lr * unit) for lr in steps(0.06, 4)]
     heavy = [
         Setting("heavy ball", f"lr/(1-β) {lr:g}/R², β {beta:g}", beta, lr * (1 - beta) * unit, 0.0)
         for beta in MOMENTA
@@ -79,9 +75,7 @@ def grids(problem: StreamingLeastSquares) -> dict[str, list[Setting]]:
         for lr in steps(0.1, 16)
     ]
     decoupled = [
-        Setting(
-            "ASGD tuned", f"β {beta:g}, B {b:g}/R², α {alpha:g}", beta, b * unit / alpha, b * unit
-        )
+        Setting("ASGD tuned", f"β {beta:g}, B {b:g}/R², α {alpha:g}", beta, b * unit / alpha, b * unit)
         for beta in [0.9, 0.97, 0.99, 0.997, 0.999, 0.9997]
         for b in [0.25, 0.5, 1.0, 2.0]
         for alpha in [1, 3, 10, 30, 100, 300]

@@ -100,7 +100,7 @@ def moment_map(eigenvalues: Matrix, triple: tuple[float, float, float], c: tuple
     # y' = y - a m - b g with the momentum's own update substituted.
     a, b = weight_m * beta, weight_m + weight_g
     d = len(eigenvalues)
-    one, lam, zero = np.eye(d), np.diag(eigenvalues), np.zeros((d, d))
+    one, lam = np.eye(d), np.diag(eigenvalues)
     g2 = c[0] * lam**2 + c[1] * np.outer(np.ones(d), eigenvalues**2)
     return np.block(
         [
@@ -199,7 +199,8 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
                 row.sketch,
                 str(row.rho),
                 f"{row.condition:g}",
-                f"{values[INTERPOLATED]:.6f}" if values[INTERPOLATED] < 1
+                f"{values[INTERPOLATED]:.6f}"
+                if values[INTERPOLATED] < 1
                 else f"**{values[INTERPOLATED]:.6f}**",
                 f"{values[CANONICAL]:.6f}",
                 f"{1 - math.sqrt(1 / row.condition) / row.rho:.6f}",

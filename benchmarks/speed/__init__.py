@@ -1,0 +1,1 @@
+"""Step time and peak memory of optimizers, measured in interleaved rounds."""
