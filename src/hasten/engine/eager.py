@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .formula import Constant, Formula, Layout, Operand, Pass, Program, Unsupported, trace
 from .rounding import random_bits, round_stochastically, words
+from .square_root import sqrt
 
-TILE = 2**16
+TILE = 2**17
 """Entries of a tile on a CPU; elsewhere a tile is a whole tensor."""
 
 SMALL = 2**13
@@ -95,9 +96,7 @@ class _Interpreter:
             return operand
         value = operand.value
         if not raw and value is not None:
-            self.registers.append(
-                torch.tensor(value, dtype=self.layout.compute, device=self.layout.device)
-            )
+            self.registers.append(torch.tensor(value, dtype=self.layout.compute, device=self.layout.device))
         else:
             self.registers.append(value)
         return len(self.registers) - 1
@@ -144,9 +143,18 @@ class _Interpreter:
             if v in direct:
                 out = self.tiles[direct[v]]
             elif program.spread[v] and not program.flags[v] and operation not in _ALLOCATING:
-                out = self._hold(v)
-            self.steps.append((getattr(torch, operation), registers, v, out))
+                tile = self._dying_tile(v, operands, direct)
+                out = self._hold(v) if tile is None else tile
+            function = sqrt if operation == "sqrt" else getattr(torch, operation)
+            self.steps.append((function, registers, v, out))
         self._plan_stores(direct)
+
+    def _dying_tile(self, v: int, operands: Sequence[Operand], direct: dict[int, int]) -> int | None:
+        """The tile of an operand that nothing reads again, to be overwritten after ``v`` is dead."""
+        for final, i in direct.items():
+            if i in operands and self._uses[i] == v and self._uses.get(v, v) <= final:
+                return self.tiles[i]
+        return None
 
     def _plan_stores(self, direct: dict[int, int]) -> None:
         """What is not yet in its tensor goes there now; copies of inputs first, before they change."""
@@ -282,7 +290,7 @@ def eager_pass(formula: Formula, layout: Layout) -> Pass:
         for t, size in enumerate(sizes):
             if size <= SMALL:
                 continue
-            pieces = zip(*[slot[t].split(tile) for slot in slots], strict=True)
+            pieces = zip(*[torch.split(slot[t], tile) for slot in slots], strict=True)
             for start, tiles in zip(range(0, size, tile), pieces, strict=True):
                 bits = None
                 if keys is not None:
@@ -292,16 +300,16 @@ def eager_pass(formula: Formula, layout: Layout) -> Pass:
         for group in gathered(sizes, SMALL, TILE):
             lengths = [sizes[t] for t in group]
             members = [[slot[t] for t in group] for slot in slots]
-            tiles = [torch.cat(tensors) for tensors in members]
+            packed = [torch.cat(tensors) for tensors in members]
             bits = None
             if keys is not None:
                 bits = _Noise([keys[t] for t in group], lengths, 0, layout.device)
-            for s, term in enumerate(run(tiles, bits)):
-                totals = torch.stack([piece.sum() for piece in term.split(lengths)]).tolist()
+            for s, term in enumerate(run(packed, bits)):
+                totals = torch.stack([piece.sum() for piece in torch.split(term, lengths)]).tolist()
                 for t, total in zip(group, totals, strict=True):
                     sums[t][s] = total
             for i in written:
-                torch._foreach_copy_(members[i], tiles[i].split(lengths))
+                torch._foreach_copy_(members[i], torch.split(packed[i], lengths))
         return sums
 
     return call

@@ -87,9 +87,7 @@ class Layout:
         if self.stochastic:
             dtype = dict(zip(formula.inputs, self.dtypes, strict=True)).get("param")
             if dtype is not torch.bfloat16 or "param" not in formula.writes:
-                raise ValueError(
-                    f"layout.stochastic needs a written bfloat16 input 'param'; it is {dtype}"
-                )
+                raise ValueError(f"layout.stochastic needs a written bfloat16 input 'param'; it is {dtype}")
 
 
 class Pass(Protocol):
@@ -109,7 +107,9 @@ class Pass(Protocol):
         slots: Sequence[Sequence[Tensor]],
         numbers: Sequence[float],
         noise: Sequence[int] | None,
-    ) -> list[list[float]]: ...
+    ) -> list[list[float]]:
+        """Update the slots in place and return the sums of each tensor."""
+        ...
 
 
 class Constant(NamedTuple):
@@ -157,11 +157,27 @@ class Program:
 
 
 UNARY = (
-    "neg abs sqrt rsqrt reciprocal square sign exp expm1 log log1p sigmoid tanh relu isfinite isnan isinf"
-).split()
-BINARY = "add sub mul div maximum minimum pow copysign".split()
-COMPARISONS = "gt ge lt le eq ne".split()
-LOGICAL = "logical_and logical_or logical_xor logical_not".split()
+    "neg",
+    "abs",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "square",
+    "sign",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "sigmoid",
+    "tanh",
+    "relu",
+    "isfinite",
+    "isnan",
+    "isinf",
+)
+BINARY = ["add", "sub", "mul", "div", "maximum", "minimum", "pow", "copysign"]
+COMPARISONS = ["gt", "ge", "lt", "le", "eq", "ne"]
+LOGICAL = ["logical_and", "logical_or", "logical_xor", "logical_not"]
 
 _SYNONYMS = {
     "negative": "neg",
@@ -247,7 +263,9 @@ class _Reader:
         name = table.get(node.target)
         if name is None:
             raise Unsupported(f"the formula uses {getattr(node.target, '__name__', node.target)}")
-        options = {key: value for key, value in node.kwargs.items() if value is not None and value is not False}
+        options = {
+            key: value for key, value in node.kwargs.items() if value is not None and value is not False
+        }
         arguments = list(node.args)
         if name == "where" and node.op == "call_method":
             arguments[:2] = [arguments[1], arguments[0]]

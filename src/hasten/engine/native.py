@@ -174,11 +174,8 @@ def source(formula: Formula, layout: Layout) -> str:
     unknown = program.operations - _EXPRESSIONS.keys() - {"clamp"}
     if unknown:
         raise Unsupported(f"native passes have no {', '.join(sorted(unknown))}")
-    return "\n".join(
-        [_PRELUDE, f"#define BLOCK {BLOCK}", f"#define SUMS {len(formula.sums)}"]
-        + _block(formula, layout, program)
-        + [_DRIVER]
-    )
+    sizes = [f"#define BLOCK {BLOCK}", f"#define SUMS {len(formula.sums)}"]
+    return "\n".join([_PRELUDE, *sizes, *_block(formula, layout, program), _DRIVER])
 
 
 def _block(formula: Formula, layout: Layout, program: Program) -> list[str]:

@@ -26,7 +26,15 @@ from pathlib import Path
 
 from .formula import NoCompiler
 
-_FLAGS = "-O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -std=gnu11 -shared -fPIC".split()
+_FLAGS = (
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-std=gnu11",
+    "-shared",
+    "-fPIC",
+)
 _VECTOR_MATH = ["-DHASTEN_MVEC", "-Wl,--as-needed", "-lmvec"]
 
 
@@ -61,7 +69,7 @@ def build(source: str, entry: str) -> ctypes.CDLL:
 def _compile(compiler: tuple[str, ...], source: str, target: Path) -> None:
     """Try the ways of calling a compiler, best first."""
     openmp = ["-fopenmp", *_openmp_library()]
-    ways = (
+    ways: tuple[list[str], ...] = (
         ["-march=native", *openmp, *_VECTOR_MATH],
         ["-march=native", *openmp],
         ["-march=native"],

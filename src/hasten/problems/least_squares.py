@@ -62,9 +62,7 @@ class StreamingLeastSquares:
             if count != int(count) or count < 1:
                 raise ValueError(f"StreamingLeastSquares: {name}={count!r} must be an integer >= 1")
         if not (math.isfinite(condition) and condition >= 1):
-            raise ValueError(
-                f"StreamingLeastSquares: condition={condition!r} must be finite and >= 1"
-            )
+            raise ValueError(f"StreamingLeastSquares: condition={condition!r} must be finite and >= 1")
         if not (math.isfinite(noise) and noise >= 0):
             raise ValueError(f"StreamingLeastSquares: noise={noise!r} must be finite and >= 0")
         self.dimension = int(dimension)
@@ -137,9 +135,7 @@ class StreamingLeastSquares:
         source = self._generator if generator is None else generator
         shape = (*axes, self.batch)
         if self.one_hot:
-            drawn = torch.multinomial(
-                self.eigenvalues, math.prod(shape), replacement=True, generator=source
-            )
+            drawn = torch.multinomial(self.eigenvalues, math.prod(shape), replacement=True, generator=source)
             features = torch.nn.functional.one_hot(drawn, self.dimension).double()
             features = features.reshape(*shape, self.dimension) * self.eigenvalues.sum().sqrt()
         else:

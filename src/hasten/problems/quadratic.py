@@ -32,9 +32,7 @@ class Quadratic:
 
     minimum: float = 0.0
 
-    def __init__(
-        self, eigenvalues: Sequence[float] | Tensor, seed: int = 0, rotate: bool = True
-    ) -> None:
+    def __init__(self, eigenvalues: Sequence[float] | Tensor, seed: int = 0, rotate: bool = True) -> None:
         spectrum = torch.as_tensor(eigenvalues, dtype=torch.float64).detach().clone()
         if spectrum.ndim != 1 or spectrum.numel() == 0:
             raise ValueError(
@@ -43,15 +41,12 @@ class Quadratic:
             )
         if not bool(torch.isfinite(spectrum).all() and (spectrum >= 0).all() and spectrum.any()):
             raise ValueError(
-                "Quadratic: eigenvalues must be finite, >= 0 and not all zero, "
-                f"got {spectrum.tolist()}"
+                f"Quadratic: eigenvalues must be finite, >= 0 and not all zero, got {spectrum.tolist()}"
             )
         self.eigenvalues = spectrum
         self.dimension = spectrum.numel()
         generator = torch.Generator().manual_seed(seed)
-        normal = torch.randn(
-            self.dimension, self.dimension, generator=generator, dtype=torch.float64
-        )
+        normal = torch.randn(self.dimension, self.dimension, generator=generator, dtype=torch.float64)
         self.minimiser = torch.randn(self.dimension, generator=generator, dtype=torch.float64)
         self.rotation = torch.eye(self.dimension, dtype=torch.float64)
         if rotate:

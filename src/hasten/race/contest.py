@@ -25,7 +25,7 @@ from hasten.race.progress import Observer
 from hasten.race.results import Race
 from hasten.race.run import Run
 from hasten.race.store import Store
-from hasten.race.task import derive_seed
+from hasten.race.task import Task, derive_seed
 from hasten.race.tasks import TaskSource, find_task
 from hasten.race.training import Seeds, build_task, train
 from hasten.race.tuning import SEARCHES, make_search, tune
@@ -64,7 +64,7 @@ def race(
         budget: wall-clock target for everything, as in ``"3m"`` (4 minutes where None).
         trials: learning rates to try for every optimizer first, each at full length.
         search: how those are chosen, "random", "optuna" or "grid".
-        target: evaluation whose crossing is timed; the first optimizer's final one where None.
+        target: evaluation whose crossing is timed; the level that all reached where None.
         evaluations: points on every curve.
         threads: torch's number of threads; as it is where None.
         out: folder of the race, which must not hold one already; ``race/TASK-TIME`` where None.
@@ -285,11 +285,8 @@ def load(out: str | Path) -> Race:
     )
 
 
-def _sentences(contenders: list[Contender], task: object, steps: int) -> dict[str, str]:
+def _sentences(contenders: list[Contender], task: Task, steps: int) -> dict[str, str]:
     """Each optimizer described by itself, where it can."""
-    from hasten.race.task import Task
-
-    assert isinstance(task, Task)
     sentences = {}
     for contender in contenders:
         optimizer, _ = contender.build(task.model, steps, seed=0)

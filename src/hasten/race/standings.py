@@ -178,16 +178,18 @@ def lead_over(leader: Sequence[float], other: Sequence[float], *, factor: bool) 
 
 
 def default_target(plan: Plan, finals: dict[str, tuple[float, ...]]) -> float | None:
-    """The plan's target, or the median final evaluation of the first contender that has one.
+    """The plan's target, or the level that every contender reached: the worst final median.
+
+    Contenders that diverged have no say in it.
 
     Example:
-        >>> default_target(Plan("lm", "", "", (), (0,), 1, target=2.0), {})
-        2.0
+        >>> default_target(Plan("lm", "", "", (), (0,), 1), {"a": (1.0, 1.2, 1.1), "b": (1.5,)})
+        1.5
     """
     if plan.target is not None:
         return plan.target
-    medians = (statistics.median(finals[c.label]) for c in plan.contenders if c.label in finals)
-    return next((m for m in medians if math.isfinite(m)), None)
+    medians = (statistics.median(values) for values in finals.values())
+    return max((m for m in medians if math.isfinite(m)), default=None)
 
 
 def rank(plan: Plan, runs: Sequence[Run]) -> tuple[list[Standing], float | None]:

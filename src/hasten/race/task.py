@@ -35,7 +35,8 @@ class Task:
         samples_per_step: how many examples a batch holds, for the "samples" axis.
         unit: what the evaluation is measured in, for the figures.
         log_scale: whether the evaluation spans decades.
-        target: value whose crossing is timed; by default the first optimizer's final value.
+        target: value whose crossing is timed; by default the level that every
+            optimizer reached.
         data: fingerprint of the data, where it may differ between machines.
         constants: known constants of the problem (``smoothness``, ``strong_convexity``,
             ``noise``), which methods with formulas for their settings use.

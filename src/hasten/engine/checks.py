@@ -1,0 +1,61 @@
+"""Checks of what users pass in, and the messages that answer mistakes."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from hasten.words import Hyper
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"``, or the list of known names if none is near.
+
+    Example:
+        >>> nearest("weight_decy", ["lr", "weight_decay"])
+        "; did you mean 'weight_decay'?"
+    """
+    known = sorted(known)
+    lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)
+    return f"; did you mean {lower[close[0]]!r}?" if close else f"; known are {', '.join(known)}"
+
+
+def check_value(owner: str, place: object, value: Any, hyper: Hyper) -> None:
+    """Raise ValueError unless `value` is a number in the hyperparameter's range."""
+    if isinstance(value, Tensor):
+        acceptable = value.numel() == 1 and not value.is_complex()
+        value = value.item() if acceptable else value
+    else:
+        acceptable = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not acceptable:
+        raise ValueError(f"{owner}: {place} = {value!r} is not allowed; it must be a number or a schedule")
+    if float(value) not in hyper.allowed:
+        raise ValueError(
+            f"{owner}: {place} = {value!r} is not allowed; it must be in {hyper.allowed} ({hyper.meaning})"
+        )
+
+
+def check_choice(owner: str, name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Raise ValueError unless `value` is one of those allowed."""
+    allowed = tuple(allowed)
+    if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
+        raise ValueError(f"{owner}: {name} = {value!r} is not allowed; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def unpacked(owner: object, name: str, values: Any, length: int) -> tuple[Any, ...]:
+    """The members of a tuple-valued argument such as `betas`."""
+    if not isinstance(values, tuple | list) or len(values) != length:
+        raise ValueError(f"{type(owner).__name__}: {name} = {values!r} is not allowed; it must be {length} numbers")
+    return tuple(values)
+
+
+def number(owner: object, name: str, value: Any) -> float:
+    """A plain number, where a schedule makes no sense."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
+        raise ValueError(f"{type(owner).__name__}: {name} = {value!r} is not allowed; it must be a number")
+    return float(value)

@@ -1,0 +1,295 @@
+"""A sentence of parts, bound together: names of hyperparameters, buffers and counters, and the fused formula."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+from hasten.engine.formula import Formula
+from hasten.words import Buffer, Hyper, Iterate, Oracle, Part, Step, Transform
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """oracle → transforms → iterate.
+
+    Example:
+        >>> from hasten.oracles import Backpropagation
+        >>> from hasten.transforms import EMA, Sign
+        >>> from hasten.iterates import Plain
+        >>> str(Sentence(Backpropagation(), (EMA(), Sign()), Plain()))
+        'Backpropagation → EMA → Sign → Plain'
+    """
+
+    oracle: Oracle
+    transforms: tuple[Transform, ...]
+    iterate: Iterate
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, in the order in which information flows."""
+        return (self.oracle, *self.transforms, self.iterate)
+
+    def __str__(self) -> str:
+        return " → ".join(type(part).__name__ for part in self.parts)
+
+
+class Place(NamedTuple):
+    """Where a hyperparameter is stored in a parameter group: a key, and an index if the key holds a tuple."""
+
+    key: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        return self.key if self.index is None else f"{self.key}[{self.index}]"
+
+
+_NUMBERED = re.compile(r"^(beta|nu)([1-9])(.*)$")
+
+
+def places(names: Sequence[str]) -> dict[str, Place]:
+    """Where each name is stored: ``beta1, beta2, …`` together make the tuple ``betas``, as users of torch expect.
+
+    Example:
+        >>> places(["lr", "beta1", "beta2"])["beta2"]
+        Place(key='betas', index=1)
+        >>> places(["lr", "beta2"])["beta2"]
+        Place(key='beta2', index=None)
+    """
+    families: dict[str, dict[int, str]] = {}
+    for name in names:
+        if match := _NUMBERED.match(name):
+            families.setdefault(f"{match[1]}s{match[3]}", {})[int(match[2])] = name
+    found = {name: Place(name) for name in names}
+    for key, members in families.items():
+        if len(members) > 1 and set(members) == set(range(1, len(members) + 1)):
+            found.update({name: Place(key, number - 1) for number, name in members.items()})
+    return found
+
+
+class Counter(NamedTuple):
+    """A remembered number: its name in the state, its part, its name in the part, and its first value."""
+
+    name: str
+    part: int
+    formal: str
+    start: float
+
+
+class Slot(NamedTuple):
+    """A buffer: its name in the state, its part, its name in the part, and its declaration."""
+
+    name: str
+    part: int
+    formal: str
+    buffer: Buffer
+
+
+class Composition:
+    """Everything about a sentence that does not depend on parameters."""
+
+    def __init__(self, sentence: Sentence, maximize: bool) -> None:
+        self.sentence = sentence
+        self.parts = sentence.parts
+        self.maximize = maximize
+        self.hypers: dict[str, Hyper] = {}
+        self.defaults: dict[str, Any] = {}
+        self._bind_hyperparameters()
+        self.slots = tuple(self._slots())
+        counters = list(self._counters())
+        self.counters = tuple(c for c in counters if self.parts[c.part].measures != "all")
+        self.group_counters = tuple(c for c in counters if self.parts[c.part].measures == "all")
+        self.grain = "matrix" if any(part.grain == "matrix" for part in self.parts) else "element"
+        self.measuring = tuple(i for i, part in enumerate(self.parts) if part.measures)
+        self.extra_inputs = tuple(self.sentence.oracle.reads)
+        self._stages: dict[int | None, Formula] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.sentence, self.maximize)
+
+    # -- hyperparameters ------------------------------------------------------------------------------------------
+
+    def _bind_hyperparameters(self) -> None:
+        for part in self.parts:
+            for hyper in part.hypers():
+                name, value = part.key(hyper.name), getattr(part, hyper.name)
+                if name in self.defaults and not _same(self.defaults[name], value):
+                    raise ValueError(
+                        f"two parts declare {name!r}, with values {self.defaults[name]!r} and {value!r}; give both the "
+                        f"same value to share it, or keep them apart with {type(part).__name__}(...)"
+                        f".rename({hyper.name}='another_name')"
+                    )
+                self.defaults[name] = value
+                self.hypers.setdefault(name, hyper)
+        self.places = places(list(self.defaults))
+        self.bound = [[(h.name, self.places[part.key(h.name)]) for h in part.hypers()] for part in self.parts]
+
+    def group_defaults(self) -> dict[str, Any]:
+        """The default entries of a parameter group, numbered names collected in tuples."""
+        entries: dict[str, Any] = {}
+        for name, value in self.defaults.items():
+            place = self.places[name]
+            if place.index is None:
+                entries[place.key] = value
+            else:
+                entries.setdefault(place.key, {})[place.index] = value
+        return {k: tuple(v[i] for i in sorted(v)) if isinstance(v, dict) else v for k, v in entries.items()}
+
+    def values(self, group: dict[str, Any], number: Callable[[Any], Any]) -> list[SimpleNamespace]:
+        """The hyperparameters of each part, read from a parameter group."""
+        return [
+            SimpleNamespace(
+                **{
+                    formal: number(group[place.key] if place.index is None else group[place.key][place.index])
+                    for formal, place in bound
+                }
+            )
+            for bound in self.bound
+        ]
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
+    def _slots(self) -> Iterator[Slot]:
+        taken: set[str] = {"step"}
+        for i, part in enumerate(self.parts):
+            for formal, buffer in part.buffers().items():
+                yield Slot(_free(formal, taken), i, formal, buffer)
+
+    def _counters(self) -> Iterator[Counter]:
+        taken = {"step", *(slot.name for slot in self.slots)}
+        for i, part in enumerate(self.parts):
+            for formal, start in part.counters().items():
+                yield Counter(_free(formal, taken), i, formal, start)
+
+    # -- the formula ----------------------------------------------------------------------------------------------
+
+    def number_names(self, i: int, *, measured: bool) -> tuple[str, ...]:
+        """The names of the numbers of part `i`, with or without those that follow its measurement."""
+        part = self.parts[i]
+        h = SimpleNamespace(**{x.name: _representative(getattr(part, x.name), x) for x in part.hypers()})
+        names = tuple(part.numbers(h, 1.0, SimpleNamespace(**part.counters())))
+        if measured and part.measures:
+            sums = SimpleNamespace(**dict.fromkeys(self.sum_names(i), 1.0))
+            names += tuple(part.measured(h, 1.0, SimpleNamespace(**part.counters()), sums))
+        return names
+
+    def sum_names(self, i: int) -> tuple[str, ...]:
+        """The names of the sums that part `i` measures."""
+        return tuple(self.stage(i).sums)
+
+    def stage(self, stop: int | None) -> Formula:
+        """The pass that measures for part `stop`, or, with None, the pass that moves the parameters."""
+        if stop not in self._stages:
+            self._stages[stop] = self._build(stop)
+        return self._stages[stop]
+
+    def _build(self, stop: int | None) -> Formula:
+        end = len(self.parts) if stop is None else stop + 1
+        numbers: tuple[str, ...] = ()
+        for i in range(end):
+            numbers += tuple(f"{i}.{name}" for name in self.number_names(i, measured=i != stop))
+        shape = (2, 2) if self.grain == "matrix" else (1,)
+        entries = {name: torch.full(shape, 0.5) for name in ("param", "grad", *self.extra_inputs)}
+        for slot in self.slots:
+            to = slot.buffer.shape
+            entries[slot.name] = torch.full(shape if to is None else to(torch.Size(shape)), 0.5)
+        tracker = _Tracker(entries)
+        writes, sums = self.run(tracker, dict.fromkeys(numbers, 0.5), stop)
+        touched = tracker.read | set(writes)
+        inputs = tuple(name for name in entries if name in touched or name in ("param", "grad"))
+        key = (
+            tuple((type(part), tuple(part.options().items())) for part in self.parts),
+            tuple(slot.name for slot in self.slots),
+            self.maximize,
+            stop,
+        )
+        return Formula(
+            inputs, numbers, tuple(writes), tuple(sums), lambda e, n: self.run(e, n, stop), key if _hashable(key) else id(self)
+        )
+
+    def run(self, entries: Any, numbers: Any, stop: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Apply every part in turn: new values by name, and terms to be summed by name."""
+        sign = -1.0 if self.maximize else 1.0
+        param = entries["param"]
+        grad = d = -entries["grad"] if self.maximize else entries["grad"]
+        writes: dict[str, Any] = {}
+        leading = True
+        for i, part in enumerate(self.parts):
+            own = [slot for slot in self.slots if slot.part == i]
+            s = _Entries(entries, {slot.formal: slot.name for slot in own})
+            s.param, s.grad = param, grad
+            prefix = f"{i}."
+            n = SimpleNamespace(**{k[len(prefix) :]: v for k, v in numbers.items() if k.startswith(prefix)})
+            if i == stop:
+                return _written(s, own), part.measure(d, s, n)
+            if isinstance(part, Oracle):
+                for name in self.extra_inputs:
+                    setattr(s, name, sign * entries[name] if self.maximize else entries[name])
+                grad = d = part.correct(d, s, n)
+            elif isinstance(part, Transform):
+                d = part.direction(d, s, n)
+                leading = leading and isinstance(part, Step)
+                grad = d if leading else grad
+            elif isinstance(part, Iterate):
+                writes["param"] = part.move(d, s, n)
+            writes.update(_written(s, own))
+        return writes, {}
+
+
+class _Entries(SimpleNamespace):
+    """The state as a formula sees it: the part's own buffers, looked up when first read."""
+
+    def __init__(self, entries: Any, names: dict[str, str]) -> None:
+        super().__init__(_entries=entries, _names=names)
+
+    def __getattr__(self, name: str) -> Any:
+        names = self.__dict__["_names"]
+        if name not in names:
+            raise AttributeError(f"the part has no buffer {name!r}")
+        return self.__dict__["_entries"][names[name]]
+
+
+def _written(s: _Entries, slots: list[Slot]) -> dict[str, Any]:
+    return {slot.name: s.__dict__[slot.formal] for slot in slots if slot.formal in s.__dict__}
+
+
+class _Tracker(dict[str, Any]):
+    """Entries that remember which of them were read."""
+
+    def __init__(self, entries: dict[str, Any]) -> None:
+        super().__init__(entries)
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate in taken:
+        candidate, number = f"{name}_{number}", number + 1
+    taken.add(candidate)
+    return candidate
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or bool(a == b)
+
+
+def _hashable(key: Any) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
+
+
+def _representative(value: Any, hyper: Hyper) -> float:
+    """A number in place of a schedule, to learn the names of a part's numbers."""
+    return float(value(0)) if callable(value) else float(value)

@@ -1,0 +1,33 @@
+"""Iterates: where the parameter lives, and how a direction moves it."""
+
+from hasten.iterates.plain import Plain
+from hasten.iterates.prodigy import DistanceEstimate
+from hasten.iterates.schedule_free import ScheduleFree
+from hasten.iterates.three_sequences import (
+    Canonical,
+    Coupling,
+    Jain,
+    Kidambi,
+    LinearCoupling,
+    Mass,
+    StrongGrowth,
+    ThreeSequences,
+    TripleMomentum,
+    VaswaniConvex,
+)
+
+__all__ = [
+    "Canonical",
+    "Coupling",
+    "DistanceEstimate",
+    "Jain",
+    "Kidambi",
+    "LinearCoupling",
+    "Mass",
+    "Plain",
+    "ScheduleFree",
+    "StrongGrowth",
+    "ThreeSequences",
+    "TripleMomentum",
+    "VaswaniConvex",
+]

@@ -1,0 +1,24 @@
+"""Named optimizers: each names its parts, its defaults and its paper."""
+
+from hasten.engine import Optimizer
+from hasten.optimizers.accelerated import AcceleratedSGD, MaSS, StochasticNesterov, TripleMomentum
+from hasten.optimizers.adafactor import Adafactor
+from hasten.optimizers.adam import AdaBound, Adam, AdaMax, AdamW, AMSBound, AMSGrad, DiffGrad, NAdamW, QHAdam, RAdam
+from hasten.optimizers.ademamix import AdEMAMix, SimplifiedAdEMAMix
+from hasten.optimizers.mars import MARS
+from hasten.optimizers.prodigy import Prodigy
+from hasten.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
+from hasten.optimizers.sgd import QHM, SGD, HeavyBall, Nesterov
+from hasten.optimizers.sign import Lion, Signum
+
+CATALOGUE: dict[str, type[Optimizer]] = {
+    cls.__name__: cls
+    for cls in (
+        *(SGD, HeavyBall, Nesterov, QHM, AcceleratedSGD, MaSS, TripleMomentum, StochasticNesterov),
+        *(AdamW, Adam, AMSGrad, AdaMax, NAdamW, RAdam, QHAdam, AdaBound, AMSBound, DiffGrad),
+        *(Lion, Signum, ScheduleFreeSGD, ScheduleFreeAdamW, AdEMAMix, SimplifiedAdEMAMix, MARS, Adafactor, Prodigy),
+    )
+}
+"""Every named optimizer, by name."""
+
+__all__ = ["CATALOGUE", *CATALOGUE]

@@ -1,0 +1,194 @@
+"""What the command line offers, one function for each command."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hasten.race import catalogue, contest
+from hasten.race.cli import INTERRUPTED
+from hasten.race.errors import RaceError, require
+from hasten.race.live import LiveObserver
+from hasten.race.palette import style
+from hasten.race.picture import picture as draw_picture
+from hasten.race.plots import places
+from hasten.race.results import SUMMARY_COLUMNS, Race, summary_row
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Optimizers for PyTorch: race them, list them, explain them, picture them.",
+)
+console = Console()
+
+Optimizers = Annotated[
+    str | None, typer.Option(help="Who takes part, as in 'AdamW,Lion(lr=3e-4),torch.SGD(lr=0.1)'.")
+]
+
+
+@app.command()
+def race(
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="lm, digits, digits-conv, logistic, least-squares, a surface such as rosenbrock, "
+            "or file.py:function of your own.  [default: lm]"
+        ),
+    ] = None,
+    optimizers: Optimizers = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall-clock target, as in 3m or 1h30m.  [default: 4m]")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.  [default: 3]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of every run, instead of a budget.")
+    ] = None,
+    tune: Annotated[
+        int | None, typer.Option(help="Learning rates to try first, for every optimizer.")
+    ] = None,
+    search: Annotated[
+        str | None, typer.Option(help="How to choose those: random, optuna, grid.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Evaluation whose crossing is timed.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that torch may use.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the race.  [default: race/TASK-TIME]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the race in --out, or the latest one.")
+    ] = False,
+) -> int:
+    """Race optimizers on a task and write a report.
+
+    Without options: six optimizers, three seeds each, train a small language model on the text of
+    Python's standard library, in about four minutes. Ctrl-C stops early and keeps what is done.
+    """
+    require("plotly", "matplotlib")
+    asked = {
+        "task": task, "optimizers": optimizers, "budget": budget, "seeds": seeds, "steps": steps,
+        "tune": tune, "search": search, "target": target, "threads": threads,
+    }  # fmt: skip
+    given = {name: value for name, value in asked.items() if value is not None}
+    observer = LiveObserver(console)
+    if resume:
+        if given:
+            raise RaceError(f"--resume goes on as planned: leave out --{next(iter(given))}")
+        result = contest.resume(out, observer=observer)
+    else:
+        trials = given.pop("tune", 0)
+        result = contest.race(
+            **given, trials=trials, out=out, observer=observer, command=_command()
+        )
+    show(result)
+    return INTERRUPTED if result.interrupted else 0
+
+
+def _command() -> str:
+    return shlex.join(["hasten", *sys.argv[1:]])
+
+
+def show(result: Race) -> None:
+    """Print the ranking, and write report and figures.
+
+    Example:
+        >>> show(contest.load("no-such-folder"))
+        Traceback (most recent call last):
+        ...
+        hasten.race.errors.RaceError: no-such-folder holds no race: there is no plan.json in it
+    """
+    verdict = result.verdict
+    console.print()
+    console.print(Text(verdict.headline, style="bold"))
+    if verdict.detail:
+        console.print(Text(verdict.detail))
+    if result.standings:
+        console.print()
+        console.print(ranking(result))
+    report = result.report()
+    result.figures()
+    console.print(f"\nreport: {report}", highlight=False, soft_wrap=True)
+    if result.interrupted:
+        console.print(
+            f"stopped early; go on with: hasten race --resume --out {shlex.quote(str(result.folder))}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def ranking(result: Race) -> Table:
+    """The standings as a table for the terminal.
+
+    Example:
+        >>> from hasten.race.plan import Plan
+        >>> ranking(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ())).row_count
+        0
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in SUMMARY_COLUMNS:
+        table.add_column(
+            column, justify="left" if column == "optimizer" else "right", no_wrap=column != "behind (95%)"
+        )
+    for place, standing in enumerate(result.standings, 1):
+        number, name, *cells = (Text(cell) for cell in summary_row(place, standing))
+        colour, _ = style(places(result)[standing.label])
+        name.stylize(f"bold {colour}" if place == 1 else colour)
+        if not math.isfinite(standing.median):
+            cells[0].stylize("red")
+        table.add_row(number, name, *cells)
+    return table
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a race.")]) -> int:
+    """Write a race's report and figures anew, from what is on disk."""
+    require("plotly", "matplotlib")
+    show(contest.load(folder))
+    return 0
+
+
+@app.command("list")
+def list_() -> int:
+    """List every optimizer as a point of the design space."""
+    table = Table(box=None, pad_edge=False, header_style="dim", row_styles=("", "on grey11"))
+    for column in catalogue.COLUMNS:
+        table.add_column(column, justify="right" if column == "floats" else "left", overflow="fold")
+    for row in catalogue.rows():
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    console.print("floats: state kept for each parameter. More: hasten explain NAME", style="dim")
+    return 0
+
+
+@app.command()
+def explain(name: Annotated[str, typer.Argument(help="An optimizer, as in ademamix.")]) -> int:
+    """Explain an optimizer: formula, parts, defaults, state, source, relatives."""
+    for title, text in catalogue.explain(name).items():
+        console.print(Text(title, style="bold"))
+        console.print(Text(text), soft_wrap=True)
+        console.print()
+    return 0
+
+
+@app.command()
+def picture(
+    task: Annotated[str, typer.Option(help="A surface: rosenbrock, beale, ...")] = "rosenbrock",
+    optimizers: Optimizers = None,
+    steps: Annotated[int, typer.Option(help="Steps to take.")] = 500,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("."),
+    animate: Annotated[bool, typer.Option(help="Write the moving picture too.")] = True,
+) -> int:
+    """Draw how optimizers descend a surface: a picture, and the same moving."""
+    for path in draw_picture(task, optimizers, steps=steps, out=out, animate=animate):
+        console.print(str(path), highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,208 @@
+"""The report's interactive figures, as the plain values that plotly.js takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hasten.race.palette import style, translucent
+from hasten.race.results import Race
+from hasten.race.standings import Standing
+
+AXES = {"steps": "steps", "samples": "samples seen", "seconds": "seconds of training"}
+
+
+def places(race: Race) -> dict[str, int]:
+    """Each contender's place in the plan, which fixes its colour.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hasten.race.plan import Plan
+        >>> places(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))
+        {}
+    """
+    return {c.label: k for k, c in enumerate(race.plan.contenders)}
+
+
+def plain(values: Sequence[float]) -> list[float | None]:
+    """JSON has no infinity: what is not finite becomes null, a gap in the line.
+
+    Example:
+        >>> plain([1.0, math.inf])
+        [1.0, None]
+    """
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def curves(race: Race) -> dict[str, Any]:
+    """Loss against steps, samples or seconds: median and range over seeds.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hasten.race.plan import Plan
+        >>> curves(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"]
+        []
+    """
+    traces: list[dict[str, Any]] = []
+    axes: dict[str, dict[str, Any]] = {
+        name: {"title": title, "values": []} for name, title in AXES.items()
+    }
+    for standing in race.standings:
+        for trace, columns in _curve_traces(race, standing):
+            traces.append(trace)
+            for name in AXES:
+                axes[name]["values"].append(columns[name])
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": AXES["steps"]}},
+        "yaxis": {"title": {"text": race.plan.unit}, **_loss_axis(race)},
+        "legend": {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "tracegroupgap": 2},
+        "hovermode": "x unified",
+    }
+    if race.target is not None:
+        layout["shapes"] = [
+            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": race.target,
+             "y1": race.target, "line": {"width": 1, "dash": "dot", "color": "#7a8794"}}
+        ]  # fmt: skip
+    return {"id": "plot-curves", "traces": traces, "layout": layout, "axes": axes}
+
+
+def _curve_traces(
+    race: Race, standing: Standing
+) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
+    colour, dash = style(places(race)[standing.label])
+    curve = standing.curve
+    columns = {name: list(getattr(curve, name)) for name in AXES}
+    band_columns = {name: [*xs, *reversed(xs)] for name, xs in columns.items()}
+    shared = {"type": "scatter", "legendgroup": standing.label, "name": standing.label}
+    line = {
+        **shared,
+        "mode": "lines",
+        "x": columns["steps"],
+        "y": plain(curve.median),
+        "line": {"color": colour, "dash": dash, "width": 2.4},
+        "hovertemplate": "%{y:.4g}",
+    }
+    band = {
+        **shared,
+        "mode": "lines",
+        "x": band_columns["steps"],
+        "y": plain([*curve.low, *reversed(curve.high)]),
+        "fill": "toself",
+        "fillcolor": translucent(colour, 0.16),
+        "line": {"width": 0},
+        "showlegend": False,
+        "hoverinfo": "skip",
+    }
+    if len(standing.finals) == 1:
+        return [(line, columns)]
+    return [(band, band_columns), (line, columns)]
+
+
+def loss_range(race: Race) -> tuple[float, float] | None:
+    """The losses worth showing: those of contenders that did not diverge, without the first,
+    untrained evaluations where these would flatten everything after them; None if there are none.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hasten.race.plan import Plan
+        >>> loss_range(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ())) is None
+        True
+    """
+    log = race.plan.log_scale
+    sound = [s.curve for s in race.standings if math.isfinite(s.median)]
+    since = 0.0 if log else race.plan.steps / 10
+    highs = [
+        y for c in sound for x, y in zip(c.steps, c.high, strict=True) if x >= since and y < math.inf
+    ]
+    lows = [y for c in sound for y in c.low if y < math.inf and (y > 0 or not log)]
+    if not highs or not lows:
+        return None
+    # A contender that jumps once must not hide the others: the tenth largest counts.
+    top, bottom = sorted(highs)[-max(1, len(highs) // 10)], min(lows)
+    if log:
+        return bottom / 2, top * 2
+    margin = 0.06 * (top - bottom) or 1.0
+    return bottom - margin, top + margin
+
+
+def _loss_axis(race: Race) -> dict[str, Any]:
+    limits = loss_range(race)
+    if race.plan.log_scale:
+        axis: dict[str, Any] = {"type": "log", "exponentformat": "power"}
+        return {**axis, "range": [math.log10(x) for x in limits]} if limits else axis
+    return {"range": list(limits)} if limits else {}
+
+
+def sensitivity(race: Race) -> dict[str, Any]:
+    """Final loss of every trial against its learning rate.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hasten.race.plan import Plan
+        >>> sensitivity(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"]
+        []
+    """
+    traces: list[dict[str, Any]] = []
+    for label, place in places(race).items():
+        trials = sorted((t for t in race.trials if t.label == label), key=lambda t: t.lr)
+        colour, dash = style(place)
+        if trials:
+            traces.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": label,
+                    "x": [trial.lr for trial in trials],
+                    "y": plain([trial.final_loss for trial in trials]),
+                    "line": {"color": colour, "dash": dash, "width": 1.8},
+                    "marker": {"size": 8},
+                    "hovertemplate": "lr %{x:.3g}: %{y:.4g}",
+                }
+            )
+    layout = {
+        "xaxis": {"type": "log", "title": {"text": "learning rate"}, "exponentformat": "power"},
+        "yaxis": {"title": {"text": race.plan.unit}, **({"type": "log"} if race.plan.log_scale else {})},
+        "legend": {"x": 1.02, "xanchor": "left", "y": 1},
+    }
+    return {"id": "plot-sensitivity", "traces": traces, "layout": layout}
+
+
+def to_target(race: Race) -> dict[str, Any]:
+    """Steps and seconds until the median curve crosses the target, as bars side by side.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hasten.race.plan import Plan
+        >>> to_target(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"][0]["x"]
+        []
+    """
+    reached = [s for s in race.standings if s.steps_to_target is not None]
+    columns: dict[str, list[Any]] = {
+        "steps": [s.steps_to_target for s in reached],
+        "seconds": [s.seconds_to_target for s in reached],
+    }
+    colours = [style(places(race)[s.label])[0] for s in reached]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "x": columns["steps"],
+        "y": [s.label for s in reached],
+        "marker": {"color": colours},
+        "texttemplate": "%{x:.4~g}",
+        "textposition": "outside",
+        "cliponaxis": False,
+        "hovertemplate": "%{y}: %{x:.4g}<extra></extra>",
+    }
+    layout = {
+        "xaxis": {"title": {"text": "steps to the target"}},
+        "yaxis": {"autorange": "reversed"},
+        "showlegend": False,
+        "bargap": 0.45,
+        "height": 90 + 38 * len(reached),
+    }
+    axes = {
+        name: {"title": f"{title} to the target", "values": [columns[name]]}
+        for name, title in (("steps", "steps"), ("seconds", "seconds"))
+    }
+    return {"id": "plot-target", "traces": [bars], "layout": layout, "axes": axes}
