@@ -46,7 +46,7 @@ def run(arguments: list[str]) -> int:
     from hasten.race.commands import app
 
     try:
-        status = app(arguments, prog_name="hasten", standalone_mode=False)
+        status = app(arguments or ["--help"], prog_name="hasten", standalone_mode=False)
     except RaceError:
         raise
     except Exception as error:

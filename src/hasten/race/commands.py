@@ -24,11 +24,12 @@ from hasten.race.results import SUMMARY_COLUMNS, Race, summary_row
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Optimizers for PyTorch: race them, list them, explain them, picture them.",
 )
 console = Console()
+WIDE = 112
+SPARED_WHERE_NARROW = frozenset({"over seeds", "time", "state B/param"})
 
 Optimizers = Annotated[
     str | None, typer.Option(help="Who takes part, as in 'AdamW,Lion(lr=3e-4),torch.SGD(lr=0.1)'.")
@@ -135,17 +136,16 @@ def ranking(result: Race) -> Table:
         0
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in SUMMARY_COLUMNS:
-        table.add_column(
-            column, justify="left" if column == "optimizer" else "right", no_wrap=column != "behind (95%)"
-        )
+    shown = [c for c in SUMMARY_COLUMNS if console.width >= WIDE or c not in SPARED_WHERE_NARROW]
+    for column in shown:
+        table.add_column(column, justify="left" if column == "optimizer" else "right", no_wrap=True)
     for place, standing in enumerate(result.standings, 1):
-        number, name, *cells = (Text(cell) for cell in summary_row(place, standing))
+        cells = {c: Text(t) for c, t in zip(SUMMARY_COLUMNS, summary_row(place, standing), strict=True)}
         colour, _ = style(places(result)[standing.label])
-        name.stylize(f"bold {colour}" if place == 1 else colour)
+        cells["optimizer"].stylize(f"bold {colour}" if place == 1 else colour)
         if not math.isfinite(standing.median):
-            cells[0].stylize("red")
-        table.add_row(number, name, *cells)
+            cells["final"].stylize("red")
+        table.add_row(*(cells[c] for c in shown))
     return table
 
 
