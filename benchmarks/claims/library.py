@@ -31,9 +31,9 @@ def optimizer(problem: StreamingLeastSquares, setting: Setting, parameter: Tenso
     if setting.method == "Nesterov":
         return hasten.Nesterov(parameters, lr=b, momentum=beta, engine="eager")
     if setting.method == "Schedule-Free":
-        return hasten.ScheduleFreeSGD(parameters, lr=b, beta=beta, engine="eager")
+        return hasten.ScheduleFreeSGD(parameters, lr=b, momentum=beta, engine="eager")
     lr = b + a / (1 - beta)
-    return hasten.QHM(parameters, lr=lr, nu=1 - b / lr, beta=beta, engine="eager")
+    return hasten.QHM(parameters, lr=lr, nu=1 - b / lr, momentum=beta, engine="eager")
 
 
 def run(
@@ -60,7 +60,9 @@ def run(
         if tail:
             tail.add(step, parameter.detach())
         if step in checkpoints:
-            with stepper.evaluating():
-                output = tail.mean(step) if tail else parameter.detach()
-                risks.append(problem.excess_risk(output))
+            output = tail.mean(step) if tail else parameter.detach()
+            if setting.schedule_free:
+                with stepper.evaluating():
+                    output = parameter.detach().clone()
+            risks.append(problem.excess_risk(output))
     return torch.stack(risks)

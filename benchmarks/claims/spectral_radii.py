@@ -45,7 +45,7 @@ class Row:
 
 
 def expected_row(sketch: str, rho: int, condition: float, *radii: float) -> Row:
-    """A row with the published radii in the order of the columns."""
+    """A row with the reference radii in the order of the columns."""
     return Row(
         sketch,
         rho,
@@ -243,8 +243,8 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
         "subspace; coordinate: a random mask), so that E|g|² = ρ|∇f|² exactly.",
         [
             Check(
-                "every radius of the table against the published six digits",
-                "published value",
+                "every radius of the table against six reference digits, computed by a separate program",
+                "reference value",
                 "difference < 1e-6",
                 scientific(worst),
                 worst < 1e-6,
