@@ -39,7 +39,13 @@ def _distinct(function: Kernel, name: str) -> Kernel:
     return types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
 
 
-def _kernel(formula: Formula, layout: Layout) -> Kernel:
+def _kernel(formula: Formula, layout: Layout, gathers: bool) -> Kernel:
+    """One step over tiles.
+
+    When the layout is stochastic, ``low``, ``high`` and ``index`` are given for each entry if the
+    tiles are gathered from many tensors; for one tensor the words are scalars, and the index is
+    counted here.
+    """
     inputs, names, compute = formula.inputs, formula.numbers, layout.compute
     writes = [(name, inputs.index(name)) for name in formula.writes]
     stochastic = layout.stochastic
@@ -55,7 +61,8 @@ def _kernel(formula: Formula, layout: Layout) -> Kernel:
         for name, i in writes:
             value = torch.as_tensor(written[name], device=tiles[i].device)
             if stochastic and name == "param":
-                value = round_stochastically(value.float(), random_bits(low, high, index))
+                own = index if gathers else torch.arange(tiles[0].numel(), device=tiles[0].device)
+                value = round_stochastically(value.float(), random_bits(low, high, own))
             tiles[i].copy_(value)
         return terms
 
@@ -77,38 +84,47 @@ def inductor_pass(formula: Formula, layout: Layout) -> Pass:
         ... )  # doctest: +SKIP
     """
     layout.check(formula)
-    kernel = _kernel(formula, layout)
     device = torch.device(layout.device)
+    noisy = layout.stochastic
     blank = torch.zeros(len(formula.numbers), dtype=layout.compute, device=device)
+    nothing = torch.zeros(2, dtype=torch.int64, device=device)
 
-    def dummies(length: int) -> list[Tensor]:
-        return [torch.zeros(length, dtype=dtype, device=device) for dtype in layout.dtypes]
-
-    def words_of(keys: Sequence[int] | None, sizes: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Each entry's key words and its index within its own tensor; placeholders if not needed."""
-        if keys is None:
-            nothing = torch.zeros(2, dtype=torch.int64, device=device)
+    def of_one(noise: Sequence[int] | None, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        if noise is None or not noisy:
             return nothing, nothing, nothing
-        mixed = torch.tensor([words(key) for key in keys], dtype=torch.int64, device=device)
-        lengths = torch.tensor(sizes, dtype=torch.int64, device=device)
-        low, high = mixed.repeat_interleave(lengths, 0).T.contiguous().unbind()
-        index = torch.cat([torch.arange(size, device=device) for size in sizes])
-        return low.clone(), high.clone(), index
+        low, high = torch.tensor(words(noise[t]), dtype=torch.int64).to(device).unbind()
+        return low, high, nothing
 
-    def noise_of(noise: Sequence[int] | None, group: list[int]) -> list[int] | None:
-        return [noise[t] for t in group] if layout.stochastic and noise is not None else None
+    def of_each(
+        noise: Sequence[int] | None, group: Sequence[int], sizes: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if noise is None or not noisy:
+            return nothing, nothing, nothing
+        mixed = torch.tensor([words(noise[t]) for t in group], dtype=torch.int64).to(device)
+        low, high = mixed.repeat_interleave(torch.tensor(sizes).to(device), 0).T
+        return low.clone(), high.clone(), torch.cat([torch.arange(n, device=device) for n in sizes])
 
-    with torch.no_grad():
-        # A formula that does not run at all shall say so itself, not through the compiler.
-        kernel(blank, *words_of([0] if layout.stochastic else None, [2]), *dummies(2))
+    def build(gathers: bool) -> Kernel:
+        kernel = _kernel(formula, layout, gathers)
+
+        def run(step: Kernel, size: int) -> None:
+            tiles = [torch.zeros(size, dtype=dtype, device=device) for dtype in layout.dtypes]
+            step(blank, *(of_each([0], [0], [size]) if gathers else of_one([0], 0)), *tiles)
+
+        run(kernel, 2)  # a formula that does not run at all shall say so itself
         try:
             compiled: Kernel = torch.compile(kernel, dynamic=True, fullgraph=True)
-            compiled(blank, *words_of([0] if layout.stochastic else None, [_EXAMPLE]), *dummies(_EXAMPLE))
+            run(compiled, _EXAMPLE)
         except Exception as error:
             # Dynamo, inductor and the compilers below it each have their own exceptions.
             lines = [line for line in str(error).splitlines() if line.strip()]
             reason = lines[0] if lines else type(error).__name__
             raise NoCompiler(f"torch.compile cannot build the pass: {reason}") from error
+        return compiled
+
+    with torch.no_grad():
+        step_many = build(gathers=True)
+        step_one = build(gathers=False) if noisy else step_many
 
     written = [formula.inputs.index(name) for name in formula.writes]
 
@@ -121,18 +137,14 @@ def inductor_pass(formula: Formula, layout: Layout) -> Pass:
         sums = [[0.0] * len(formula.sums) for _ in sizes]
         for t, size in enumerate(sizes):
             if size > SMALL:
-                terms = compiled(
-                    scalars, *words_of(noise_of(noise, [t]), [size]), *[slot[t] for slot in slots]
-                )
+                terms = step_one(scalars, *of_one(noise, t), *[slot[t] for slot in slots])
                 sums[t] = [term.sum(dtype=torch.float64).item() for term in terms]
         for group in gathered(sizes, SMALL, LIMIT):
             lengths = [sizes[t] for t in group]
             members = [[slot[t] for t in group] for slot in slots]
             # One entry more: a length of 1 would be compiled for its own sake.
             packed = [torch.cat([*tensors, tensors[0][:1]]) for tensors in members]
-            keys = noise_of(noise, group)
-            tail = None if keys is None else [*keys, 0]
-            terms = compiled(scalars, *words_of(tail, [*lengths, 1]), *packed)
+            terms = step_many(scalars, *of_each(noise, [*group, group[0]], [*lengths, 1]), *packed)
             for s, term in enumerate(terms):
                 pieces = torch.split(term[:-1], lengths)
                 totals = torch.stack([piece.sum(dtype=torch.float64) for piece in pieces]).tolist()

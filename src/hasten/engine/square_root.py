@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -31,7 +32,8 @@ def sqrt(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """
     if out is None:
         out = torch.empty_like(x)
-    if x.device.type != "cpu" or not torch.backends.mkl.is_available():
+    mkl_is_available: Callable[[], bool] = torch.backends.mkl.is_available
+    if x.device.type != "cpu" or not mkl_is_available():
         return torch.sqrt(x, out=out)
     numpy = _numpy()
     if numpy is not None:

@@ -220,7 +220,7 @@ def choose_pass(optimizer: Optimizer, formula: Formula, layout: Layout) -> Pass:
     large = optimizer.parameter_count >= COMPILE_FROM
     if optimizer.engine == "eager" or (optimizer.engine == "auto" and (not large or _Fallback.happened)):
         return eager_pass(formula, layout)
-    from hasten.engine.inductor import compiled_pass
+    from hasten.engine.passes import compiled_pass
 
     try:
         return compiled_pass(formula, layout)

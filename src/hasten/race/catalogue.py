@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -74,9 +75,23 @@ def rows() -> list[tuple[str, ...]]:
     for name in own_names():
         optimizer = sample_optimizer(name)
         words = words_of(optimizer)
-        cells = [", ".join(p for p in words[word] if p not in EVERYDAY) for word in WORDS]
+        cells = [
+            ", ".join(spoken(part) for part in words[word] if part not in EVERYDAY) or "·"
+            for word in WORDS
+        ]
         table.append((name, *cells, f"{floats_of(optimizer):.3g}"))
     return table
+
+
+def spoken(part: str) -> str:
+    """A part's name as words, which a narrow table can break.
+
+    Example:
+        >>> spoken("SecondMoment"), spoken("EMA")
+        ('second moment', 'EMA')
+    """
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part)
+    return part if part.isupper() else words.lower()
 
 
 def explain(name: str) -> dict[str, str]:

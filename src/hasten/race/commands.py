@@ -160,9 +160,11 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a race.")]) ->
 @app.command("list")
 def list_() -> int:
     """List every optimizer as a point of the design space."""
-    table = Table(box=None, pad_edge=False, header_style="dim", row_styles=("", "on grey11"))
+    table = Table(box=None, pad_edge=False, header_style="dim", row_styles=("", "dim"))
     for column in catalogue.COLUMNS:
-        table.add_column(column, justify="right" if column == "floats" else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if column == "floats" else "left", no_wrap=column in ("name", "floats")
+        )
     for row in catalogue.rows():
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

@@ -290,6 +290,8 @@ def _sentences(contenders: list[Contender], task: Task, steps: int) -> dict[str,
     sentences = {}
     for contender in contenders:
         optimizer, _ = contender.build(task.model, steps, seed=0)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"]  # the peak, not the first step of the warm-up
         sentences[contender.label] = describe_optimizer(optimizer)
     return sentences
 

@@ -60,7 +60,7 @@ LEARNING_RATES: dict[str, tuple[float | None, ...]] = {
     "QHM":                (1e0,    1e0,    1e0,      1e-1,          3e-3),
     "ScheduleFreeSGD":    (1e0,    1e0,    1e0,      1e0,           3e-3),
     "Signum":             (3e-4,   1e-3,   1e-2,     1e-2,          1e-2),
-    "Lion":               (1e-3,   3e-4,   3e-3,     1e-2,          1e-2),
+    "Lion":               (5e-4,   3e-4,   3e-3,     1e-2,          1e-2),
     "AdamW":              (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
     "Adam":               (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
     "AMSGrad":            (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
@@ -82,14 +82,21 @@ LEARNING_RATES: dict[str, tuple[float | None, ...]] = {
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("AdamW", "lm"): {"betas": (0.9, 0.99), "weight_decay": 0.1},
     ("ScheduleFreeAdamW", "lm"): {"betas": (0.95, 0.99), "weight_decay": 0.1},
-    # The slow average must fit into the run, and both of its warm-ups last the whole run.
+    # The slow average must fit into the run, and its warm-ups last the whole run.
     ("AdEMAMix", "lm"): {
         "betas": (0.9, 0.99, 0.999),
+        "alpha": 5.0,
         "alpha_warmup": OfRun(1.0),
         "beta3_warmup": OfRun(1.0),
         "weight_decay": 0.1,
     },
-    ("SimplifiedAdEMAMix", "lm"): {"betas": (0.95, 0.99), "weight_decay": 0.1},
+    # Its steps are Adam's times 1 / sqrt((1 - 0.9) (1 - 0.99)), about 30, so its decay is too.
+    ("SimplifiedAdEMAMix", "lm"): {
+        "betas": (0.99, 0.99),
+        "alpha": 10.0,
+        "beta1_warmup": OfRun(1.0),
+        "weight_decay": 3.0,
+    },
     ("Lion", "lm"): {"betas": (0.9, 0.99), "weight_decay": 0.3},
     ("MARS", "lm"): {"betas": (0.95, 0.99), "weight_decay": 0.1},
 }

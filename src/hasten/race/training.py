@@ -133,7 +133,10 @@ def _train(
     task.model.train()
     for step in range(1, steps + 1):
         peak = max(peak, *(float(group["lr"]) for group in optimizer.param_groups))
-        losses.append(clock.step(task, optimizer, batches))
+        try:
+            losses.append(clock.step(task, optimizer, batches))
+        except FloatingPointError:  # on_nonfinite="raise" noticed it first
+            losses.append(math.nan)
         schedule.step()
         taken = step
         tick()
