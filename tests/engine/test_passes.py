@@ -66,10 +66,10 @@ def copied(slots):
     return [[tensor.clone() for tensor in slot] for slot in slots]
 
 
-def assert_same(left, right, rtol=0.0):
+def assert_same(left, right, rtol=0.0, atol=0.0):
     for a, b in zip(left, right, strict=True):
         for x, y in zip(a, b, strict=True):
-            torch.testing.assert_close(x, y, rtol=rtol, atol=0.0, equal_nan=True)
+            torch.testing.assert_close(x, y, rtol=rtol, atol=atol, equal_nan=True)
 
 
 def entrywise(function, inputs=("param", "grad"), numbers=("x", "y"), sums=()):
@@ -134,7 +134,7 @@ def grown(tree, entry, number):
     return getattr(torch, name)(a)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     tree=TREES,
     other=TREES,
@@ -181,7 +181,8 @@ def test_adamw_in_float64_agrees_with_plain_torch(make):
             m.mul_(beta1).add_(g, alpha=rest1)
             v.mul_(beta2).addcmul_(g, g, value=rest2)
             p.mul_(decay).addcdiv_(m, v.sqrt().div_(root).add_(eps), value=-lr)
-    assert_same(slots, expected, rtol=1e-12)
+    # Where the two terms of an average cancel, its error is relative to the terms, which are about 1.
+    assert_same(slots, expected, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("make", [eager_pass, native_pass])
@@ -510,4 +511,5 @@ def test_building_a_native_pass_does_not_load_the_compiler_of_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-assert native.BLOCK & (native.BLOCK - 1) == 0
+def test_blocks_never_straddle_a_multiple_of_2_to_the_32():
+    assert 2**32 % native.BLOCK == 0
