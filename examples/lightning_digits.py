@@ -1,8 +1,8 @@
 """Schedule-Free training inside Lightning: the mode switch, checkpoints, resuming, evaluation.
 
 Run with ``python examples/lightning_digits.py``; needs ``pip install 'hasten[race,integrations]'``.
-The callback is all that a Lightning user writes, and it is right for every optimizer of hasten: where training and
-evaluation happen at the same point, `train` and `eval` do nothing.
+The callback is all that a Lightning user writes, and it is right for every optimizer of hasten: where
+training and evaluation happen at the same point, `train` and `eval` do nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from hasten.problems.digits import MLP, digits
 class TwoPoints(L.Callback):
     """Train at the training point, validate, test and predict at the point to evaluate.
 
-    A checkpoint written at the end of a validation then holds the point to evaluate, and resuming from it is exact.
+    A checkpoint written at the end of a validation then holds the point to evaluate, and resuming from it
+    is exact.
     """
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
@@ -63,7 +64,7 @@ class Digits(L.LightningModule):
 
 
 def loaders(batch: int = 64) -> tuple[DataLoader, DataLoader]:
-    """Batches of the digits, in an order that depends on the epoch alone, so that a resumed run sees the same."""
+    """Batches of the digits, in an order that depends on the epoch alone: a resumed run sees the same."""
     data = digits()
     train = TensorDataset(data.train_inputs, data.train_labels)
     held_out = TensorDataset(data.validation_inputs, data.validation_labels)

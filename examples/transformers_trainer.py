@@ -3,9 +3,9 @@
 Run with ``python examples/transformers_trainer.py``; needs ``pip install 'hasten[integrations]'``. Nothing is
 downloaded: the model is a small GPT-2 made from a configuration, the data an arithmetic progression.
 
-The Trainer calls ``optimizer.train()`` before every training step and ``optimizer.eval()`` before every evaluation, so
-hasten needs no subclass. The one thing to know: a checkpoint written without an evaluation just before it holds the
-training point. `SaveEvaluationPoint` takes care of that.
+The Trainer calls ``optimizer.train()`` before every training step and ``optimizer.eval()`` before every
+evaluation, so hasten needs no subclass. The one thing to know: a checkpoint written without an evaluation
+just before it holds the training point. `SaveEvaluationPoint` takes care of that.
 """
 
 from __future__ import annotations
