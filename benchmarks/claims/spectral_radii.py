@@ -82,9 +82,9 @@ def triples(rho: float, condition: float) -> dict[str, tuple[float, float, float
     }
 
 
-def noise_constants(sketch: str, rank: int) -> tuple[float, float]:
+def noise_constants(sketch: str, dimension: int, rank: int) -> tuple[float, float]:
     """``(c1, c2)`` in ``E g_i^2 = c1 l_i^2 E y_i^2 + c2 sum_j l_j^2 E y_j^2``."""
-    d, r = DIMENSION, rank
+    d, r = dimension, rank
     if sketch == "coordinate":
         return d / r, 0.0
     # Moments of a Haar projection's entries: E P_ij^2 = b for i != j, E P_ii^2 = a + 2 b.
@@ -118,7 +118,7 @@ def radius(matrix: Matrix) -> float:
 
 def radii(row: Row) -> dict[str, float]:
     """Exact spectral radius of every method on a row."""
-    eigenvalues, c = spectrum(row.condition), noise_constants(row.sketch, row.rank)
+    eigenvalues, c = spectrum(row.condition), noise_constants(row.sketch, DIMENSION, row.rank)
     return {
         method: radius(moment_map(eigenvalues, triple, c))
         for method, triple in triples(row.rho, row.condition).items()
