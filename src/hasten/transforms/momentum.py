@@ -188,6 +188,13 @@ class NesterovMoment(Momentum):
         s.exp_avg = average(s.exp_avg, d, n.weight)
         return n.slow * s.exp_avg + n.now * d
 
+    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+        """The weights of step `k`, from the recursion of the momentum schedule."""
+        c = SimpleNamespace(**self.counters())
+        for step in range(1, k + 1):
+            n = self.numbers(h, step, c)
+        return h.beta1, n["slow"] * n["weight"], n["now"]
+
 
 @dataclass(frozen=True)
 class Accumulation(Momentum):
@@ -264,7 +271,8 @@ class TwoMomenta(Momentum):
         return s.exp_avg_fast / n.correction + n.alpha * s.exp_avg_slow
 
     def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
-        """With β₁ = 0: A = α(1−β₃), B = 1. With β₁ > 0 it is the same system applied to the fast average."""
-        if self.fast and h.beta1 != 0:
-            raise NotImplementedError
-        return h.beta3, h.alpha * (1 - h.beta3), 1.0
+        """With β₁ = 0: A = α(1−β₃), B = 1. With β₁ > 0 the system is driven by the fast average f (once its bias
+        correction has died out): α e_{β₃}(d) is then α(P f + S e_{β₃}(f))."""
+        through = (1 - h.beta3) * h.beta1 / ((1 - h.beta1) * h.beta3)
+        slow = (1 - h.beta1 / h.beta3) / (1 - h.beta1)
+        return h.beta3, h.alpha * slow * (1 - h.beta3), 1 + h.alpha * through
