@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formula import Constant, Formula, Layout, Operand, Pass, Program, Unsupported, trace
+from .formula import Constant, Formula, Layout, Operand, Pass, Program, Unsupported, built_once, trace
 from .rounding import random_bits, round_stochastically, words
 from .square_root import sqrt
 
@@ -253,6 +253,7 @@ def gathered(sizes: Sequence[int], small: int, limit: int) -> Iterator[list[int]
         yield group
 
 
+@built_once
 def eager_pass(formula: Formula, layout: Layout) -> Pass:
     """Run a formula with torch operations, tile by tile, on any device.
 

@@ -7,6 +7,7 @@ memory; a :class:`Pass` runs the one over the other.  :func:`trace` reads a form
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,20 @@ class Pass(Protocol):
     ) -> list[list[float]]:
         """Update the slots in place and return the sums of each tensor."""
         ...
+
+
+def built_once(build: Callable[[Formula, Layout], Pass]) -> Callable[[Formula, Layout], Pass]:
+    """Keep what a builder of passes has built, for every optimizer with the same formula and layout."""
+    kept: dict[Hashable, Pass] = {}
+
+    @functools.wraps(build)
+    def find(formula: Formula, layout: Layout) -> Pass:
+        key = (formula.identity(), layout)
+        if key not in kept:
+            kept[key] = build(formula, layout)
+        return kept[key]
+
+    return find
 
 
 class Constant(NamedTuple):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .formula import Formula, Layout, NoCompiler, Pass, Unsupported
+from .formula import Formula, Layout, NoCompiler, Pass, Unsupported, built_once
 from .inductor import inductor_pass
 from .native import native_pass
 
 
+@built_once
 def compiled_pass(formula: Formula, layout: Layout) -> Pass:
     """The native pass on a CPU, otherwise ``torch.compile``'s; built before it is returned.
 
