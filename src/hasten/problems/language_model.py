@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,6 +23,7 @@ class LanguageModel(nn.Module):
 
     Example:
         >>> model = LanguageModel(width=32, depth=1, heads=2)
+        >>> import torch
         >>> model(torch.zeros(3, 10, dtype=torch.long)).shape
         torch.Size([3, 10, 128])
     """

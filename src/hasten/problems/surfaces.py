@@ -58,9 +58,7 @@ def beale(x: Tensor, y: Tensor) -> Tensor:
         >>> float(beale(torch.tensor(3.0), torch.tensor(0.5)))
         0.0
     """
-    return (
-        (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
-    )
+    return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
 def himmelblau(x: Tensor, y: Tensor) -> Tensor:

@@ -76,8 +76,7 @@ def rows() -> list[tuple[str, ...]]:
         optimizer = sample_optimizer(name)
         words = words_of(optimizer)
         cells = [
-            ", ".join(spoken(part) for part in words[word] if part not in EVERYDAY) or "·"
-            for word in WORDS
+            ", ".join(spoken(part) for part in words[word] if part not in EVERYDAY) or "·" for word in WORDS
         ]
         table.append((name, *cells, f"{floats_of(optimizer):.3g}"))
     return table

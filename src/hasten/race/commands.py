@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -50,22 +50,14 @@ def race(
         str | None, typer.Option(help="Wall-clock target, as in 3m or 1h30m.  [default: 4m]")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds.  [default: 3]")] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of every run, instead of a budget.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of a budget.")] = None,
     tune: Annotated[
         int | None, typer.Option(help="Learning rates to try first, for every optimizer.")
     ] = None,
-    search: Annotated[
-        str | None, typer.Option(help="How to choose those: random, optuna, grid.")
-    ] = None,
-    target: Annotated[
-        float | None, typer.Option(help="Evaluation whose crossing is timed.")
-    ] = None,
+    search: Annotated[str | None, typer.Option(help="How to choose those: random, optuna, grid.")] = None,
+    target: Annotated[float | None, typer.Option(help="Evaluation whose crossing is timed.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that torch may use.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the race.  [default: race/TASK-TIME]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the race.  [default: race/TASK-TIME]")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the race in --out, or the latest one.")
     ] = False,
@@ -76,21 +68,19 @@ def race(
     Python's standard library, in about four minutes. Ctrl-C stops early and keeps what is done.
     """
     require("plotly", "matplotlib")
-    asked = {
+    asked: dict[str, Any] = {
         "task": task, "optimizers": optimizers, "budget": budget, "seeds": seeds, "steps": steps,
         "tune": tune, "search": search, "target": target, "threads": threads,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
     observer = LiveObserver(console)
+    if resume and given:
+        raise RaceError(f"--resume goes on as planned: leave out --{next(iter(given))}")
     if resume:
-        if given:
-            raise RaceError(f"--resume goes on as planned: leave out --{next(iter(given))}")
         result = contest.resume(out, observer=observer)
     else:
-        trials = given.pop("tune", 0)
-        result = contest.race(
-            **given, trials=trials, out=out, observer=observer, command=_command()
-        )
+        given["trials"] = given.pop("tune", 0)
+        result = contest.race(**given, out=out, observer=observer, command=_command())
     show(result)
     return INTERRUPTED if result.interrupted else 0
 

@@ -274,15 +274,11 @@ def load(out: str | Path) -> Race:
     plan = Plan.from_json(store.read_plan())
     runs = [store.read_run(c.label, seed) for seed in plan.seeds for c in plan.contenders]
     trials = [
-        store.read_run(c.label, number, "trials")
-        for c in plan.contenders
-        for number in range(plan.trials)
+        store.read_run(c.label, number, "trials") for c in plan.contenders for number in range(plan.trials)
     ]
     complete = all(run is not None for run in (*runs, *trials))
     kept = tuple(run for run in runs if run is not None)
-    return Race(
-        store.folder, plan, kept, tuple(t for t in trials if t is not None), not complete
-    )
+    return Race(store.folder, plan, kept, tuple(t for t in trials if t is not None), not complete)
 
 
 def _sentences(contenders: list[Contender], task: Task, steps: int) -> dict[str, str]:
@@ -303,8 +299,8 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
         >>> describe_optimizer(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
         'torch.optim.SGD'
     """
-    if type(optimizer).__module__.startswith("torch."):
-        return f"torch.optim.{type(optimizer).__name__}"
-    from hasten import describe
+    from hasten import Optimizer, describe
 
-    return str(describe(optimizer))
+    if isinstance(optimizer, Optimizer):
+        return str(describe(optimizer))
+    return f"torch.optim.{type(optimizer).__name__}"

@@ -158,9 +158,7 @@ def parse_entrants(text: str | Iterable[str]) -> list[Entrant]:
     try:
         nodes = ast.parse(f"[{text}]", mode="eval").body
     except SyntaxError:
-        raise RaceError(
-            f"optimizers {text!r} cannot be read: write them as 'AdamW,Lion(lr=3e-4)'"
-        ) from None
+        raise RaceError(f"optimizers {text!r} cannot be read: write them as 'AdamW,Lion(lr=3e-4)'") from None
     if not isinstance(nodes, ast.List) or not nodes.elts:
         raise RaceError("optimizers: name at least one, as in 'AdamW,Lion(lr=3e-4)'")
     entrants = [_entrant(node) for node in nodes.elts]
@@ -176,21 +174,22 @@ def _entrant(node: ast.expr) -> Entrant:
     called = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(called.func, ast.Name | ast.Attribute) or called.args:
         raise RaceError(
-            f"optimizer {text!r} cannot be read: write a name and named arguments, "
-            "as in Lion(lr=3e-4)"
+            f"optimizer {text!r} cannot be read: write a name and named arguments, as in Lion(lr=3e-4)"
         )
     name = _known_name(ast.unparse(called.func))
-    options: dict[str, Any] = {}
-    for keyword in called.keywords:
-        try:
-            options[str(keyword.arg)] = ast.literal_eval(keyword.value)
-        except ValueError:
-            raise RaceError(
-                f"{name}: {keyword.arg}={ast.unparse(keyword.value)} is not a plain value "
-                "(a number, a string, a tuple)"
-            ) from None
+    options = {str(keyword.arg): _literal(name, keyword) for keyword in called.keywords}
     arguments = ", ".join(f"{key}={_written(value)}" for key, value in options.items())
     return Entrant(f"{name}({arguments})" if options else name, name, options)
+
+
+def _literal(name: str, keyword: ast.keyword) -> Any:
+    try:
+        return ast.literal_eval(keyword.value)
+    except ValueError:
+        raise RaceError(
+            f"{name}: {keyword.arg}={ast.unparse(keyword.value)} is not a plain value "
+            "(a number, a string, a tuple)"
+        ) from None
 
 
 def _written(value: Any) -> str:
@@ -205,9 +204,7 @@ def _known_name(name: str) -> str:
     raise unknown("optimizer", name, names)
 
 
-def settle(
-    entrant: Entrant, family: str, steps: int, constants: dict[str, float] | None = None
-) -> Contender:
+def settle(entrant: Entrant, family: str, steps: int, constants: dict[str, float] | None = None) -> Contender:
     """Decide everything an entrant left open, from the recommended settings.
 
     A method with a formula for its settings takes the problem's constants where they are known.
@@ -221,13 +218,9 @@ def settle(
     schedule = given.pop("schedule", setting.schedule)
     warmup = given.pop("warmup", setting.warmup)
     if schedule not in SCHEDULES:
-        raise RaceError(
-            f"{entrant.label}: schedule={schedule!r} must be one of {', '.join(SCHEDULES)}"
-        )
+        raise RaceError(f"{entrant.label}: schedule={schedule!r} must be one of {', '.join(SCHEDULES)}")
     if isinstance(warmup, bool) or not isinstance(warmup, int | float) or not 0 <= warmup <= 1:
-        raise RaceError(
-            f"{entrant.label}: warmup={warmup!r} must be a fraction of the run, from 0 to 1"
-        )
+        raise RaceError(f"{entrant.label}: warmup={warmup!r} must be a fraction of the run, from 0 to 1")
     kind = optimizer_class(entrant.name)
     if constants and not given and hasattr(kind, "canonical"):
         return Contender(entrant.label, entrant.name, dict(constants), "canonical", schedule, warmup)
@@ -236,9 +229,7 @@ def settle(
     for key, value in setting.options.items():
         if key in accepted:
             options[key] = value.steps(steps) if isinstance(value, OfRun) else value
-    return Contender(
-        entrant.label, entrant.name, {**options, **given}, "", schedule, float(warmup)
-    )
+    return Contender(entrant.label, entrant.name, {**options, **given}, "", schedule, float(warmup))
 
 
 def evaluating(optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
@@ -263,5 +254,6 @@ def check(contenders: Sequence[Contender]) -> None:
         ...
         hasten.race.errors.RaceError: torch.SGD: Invalid learning rate: -1.0
     """
+    model = nn.ParameterList([torch.zeros(2, 2), torch.zeros(2)])
     for contender in contenders:
-        contender.build(nn.Linear(2, 2), steps=10, seed=0)
+        contender.build(model, steps=10, seed=0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOOK: dict[str, Any] = {
+LOOK: Any = {
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,6 +32,9 @@ LOOK: dict[str, Any] = {
     "figure.facecolor": "white",
     "savefig.dpi": 160,
 }
+
+
+MAP_LOOK: Any = {**LOOK, "axes.grid": False}
 
 
 def write_figures(race: Race, folder: Path) -> list[Path]:

@@ -62,6 +62,7 @@ class LiveObserver(Observer):
     def began(self, name: str) -> None:
         """Name the run under way."""
         self._running = True
+        self._name = name
         self._taken = 0
         self._progress.update(self._bar, description=name)
 
@@ -80,12 +81,10 @@ class LiveObserver(Observer):
         self._running = False
         self._progress.advance(self._bar, self._run_steps - self._taken)
         outcome = (
-            f"{run.final_loss:.4g}"
-            if run.status == FINISHED
-            else f"[red]diverged at step {run.steps}[/red]"
+            f"{run.final_loss:.4g}" if run.status == FINISHED else f"[red]diverged at step {run.steps}[/red]"
         )
         self._progress.console.print(
-            f"  {run.label:<28} seed {run.seed}   {outcome}   [dim]{run.step_ms:.1f} ms a step[/dim]",
+            f"  {self._name:<40} {outcome}   [dim]{run.step_ms:.1f} ms a step[/dim]",
             highlight=False,
         )
 

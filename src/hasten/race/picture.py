@@ -12,7 +12,7 @@ import torch
 from hasten.problems.surfaces import SURFACES, Surface
 from hasten.race.entrants import Contender, check, evaluating, parse_entrants, settle
 from hasten.race.errors import RaceError, require, unknown
-from hasten.race.figures import LOOK, save
+from hasten.race.figures import MAP_LOOK, save
 from hasten.race.palette import style
 from hasten.race.store import write_atomically
 from hasten.race.task import derive_seed
@@ -61,14 +61,15 @@ def follow(surface: Surface, contender: Contender, steps: int) -> Trajectory:
     optimizer, schedule = contender.build(point, steps, seed)
     visited = [point.x.detach().clone()]
 
-    def closure() -> torch.Tensor:
+    @torch.enable_grad()
+    def closure() -> Any:
         optimizer.zero_grad()
         height = surface(point.x)
-        height.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(height)
         return height
 
     for _ in range(steps):
-        optimizer.step(torch.enable_grad()(closure))
+        optimizer.step(closure)
         schedule.step()
         with evaluating(optimizer):
             visited.append(point.x.detach().clone())
@@ -124,7 +125,7 @@ def picture(
         raise RaceError(f"cannot write to {folder}: {error.strerror or error}") from error
     from matplotlib import rc_context
 
-    with rc_context({**LOOK, "axes.grid": False}):
+    with rc_context(MAP_LOOK):
         written = [save(_draw(surface, trajectories, steps), folder / f"{task}.png")]
         if animate:
             written.append(_animate(surface, trajectories, steps, folder / f"{task}.gif"))
@@ -179,7 +180,7 @@ def _animate(surface: Surface, trajectories: list[Trajectory], steps: int, path:
     from PIL import Image
 
     figure = Figure(figsize=(6.4, 4.8), dpi=90, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     axes = figure.subplots()
     _contours(axes, surface)
     artists: list[tuple[Any, Any, Any]] = []
@@ -204,9 +205,7 @@ def _animate(surface: Surface, trajectories: list[Trajectory], steps: int, path:
         images.append(Image.fromarray(_pixels(canvas)).quantize(96, dither=Image.Dither.NONE))
     buffer = io.BytesIO()
     durations = [70] * FRAMES + [2000]
-    images[0].save(
-        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0
-    )
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:

@@ -16,7 +16,7 @@ from hasten.race.entrants import Contender, Entrant, settle
 from hasten.race.errors import RaceError
 from hasten.race.task import Task
 from hasten.race.tasks import TaskSource
-from hasten.race.training import Seeds, StepClock, build_task, evaluate
+from hasten.race.training import Seeds, StepClock, blaming, build_task, evaluate
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 EVALUATIONS = 20
@@ -86,9 +86,7 @@ class Plan:
             rest = {**values, "contenders": contenders, "paces": paces}
             return cls(**{**rest, "seeds": tuple(values["seeds"])})
         except (KeyError, TypeError) as error:
-            raise RaceError(
-                f"the race's plan was written by another version of hasten ({error})"
-            ) from error
+            raise RaceError(f"the race's plan was written by another version of hasten ({error})") from error
 
 
 def _tuples(value: Any) -> Any:
@@ -115,9 +113,7 @@ def parse_duration(text: str | float) -> float:
     return seconds
 
 
-def settle_all(
-    entrants: list[Entrant], source: TaskSource, task: Task, steps: int
-) -> list[Contender]:
+def settle_all(entrants: list[Entrant], source: TaskSource, task: Task, steps: int) -> list[Contender]:
     """Settle every entrant for runs of a given length.
 
     Example:
@@ -147,10 +143,11 @@ def measure_pace(source: TaskSource, contender: Contender) -> tuple[Pace, float]
         optimizer, _ = contender.build(task.model, 1000, seeds.optimizer)
         batches = torch.Generator().manual_seed(seeds.batches)
         clock = StepClock()
-        for _ in range(WARM_UP_STEPS + TIMED_STEPS):
-            clock.step(task, optimizer, batches)
-        started = time.perf_counter()
-        evaluate(task, optimizer)
+        with blaming(source, f"training with {contender.label}"):
+            for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+                clock.step(task, optimizer, batches)
+            started = time.perf_counter()
+            evaluate(task, optimizer)
         evaluation = time.perf_counter() - started
     step = clock.median_ms(clock.whole[WARM_UP_STEPS:]) / 1e3
     return Pace(clock.whole[0], step), evaluation

@@ -45,9 +45,7 @@ def curves(race: Race) -> dict[str, Any]:
         []
     """
     traces: list[dict[str, Any]] = []
-    axes: dict[str, dict[str, Any]] = {
-        name: {"title": title, "values": []} for name, title in AXES.items()
-    }
+    axes: dict[str, dict[str, Any]] = {name: {"title": title, "values": []} for name, title in AXES.items()}
     for standing in race.standings:
         for trace, columns in _curve_traces(race, standing):
             traces.append(trace)
@@ -67,9 +65,7 @@ def curves(race: Race) -> dict[str, Any]:
     return {"id": "plot-curves", "traces": traces, "layout": layout, "axes": axes}
 
 
-def _curve_traces(
-    race: Race, standing: Standing
-) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
+def _curve_traces(race: Race, standing: Standing) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
     colour, dash = style(places(race)[standing.label])
     curve = standing.curve
     columns = {name: list(getattr(curve, name)) for name in AXES}
@@ -112,9 +108,7 @@ def loss_range(race: Race) -> tuple[float, float] | None:
     log = race.plan.log_scale
     sound = [s.curve for s in race.standings if math.isfinite(s.median)]
     since = 0.0 if log else race.plan.steps / 10
-    highs = [
-        y for c in sound for x, y in zip(c.steps, c.high, strict=True) if x >= since and y < math.inf
-    ]
+    highs = [y for c in sound for x, y in zip(c.steps, c.high, strict=True) if x >= since and y < math.inf]
     lows = [y for c in sound for y in c.low if y < math.inf and (y > 0 or not log)]
     if not highs or not lows:
         return None

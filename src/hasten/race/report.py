@@ -54,7 +54,9 @@ def report_page(race: Race) -> str:
 
     plan, verdict = race.plan, race.verdict
     figures = [curves(race)] if race.standings else []
-    sections = [_section("curves", "Loss curves", _curves_note(race), "plot-curves", AXIS_SWITCH)] if figures else []
+    sections = (
+        [_section("curves", "Loss curves", _curves_note(race), "plot-curves", AXIS_SWITCH)] if figures else []
+    )
     if race.target is not None and any(s.steps_to_target is not None for s in race.standings):
         figures.append(to_target(race))
         sections.append(
@@ -62,7 +64,10 @@ def report_page(race: Race) -> str:
         )
     if race.trials:
         figures.append(sensitivity(race))
-        note = f"{plan.trials} full-length trials for each optimizer ({plan.search} search), on a seed kept for them. Gaps are divergences."
+        note = (
+            f"{plan.trials} full-length trials for each optimizer ({plan.search} search), on a seed "
+            "kept for them. Gaps are divergences."
+        )
         sections.append(_section("sensitivity", "Sensitivity to the learning rate", note, "plot-sensitivity"))
     data = json.dumps(figures, allow_nan=False).replace("</", "<\\/")
     values = {
@@ -126,9 +131,7 @@ def _facts(race: Race) -> str:
     plan = race.plan
     seeds = f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "1 seed"
     tuned = f" · {plan.trials} learning rates tried for each" if plan.trials else ""
-    return (
-        f"{plan.title} · {plan.parameters:,} parameters · {plan.steps} steps a run · {seeds}{tuned}"
-    )
+    return f"{plan.title} · {plan.parameters:,} parameters · {plan.steps} steps a run · {seeds}{tuned}"
 
 
 def _notice(race: Race) -> str:
@@ -281,6 +284,4 @@ def _definitions(race: Race) -> str:
         "steps": f"{plan.steps} a run, {plan.evaluations} evaluations",
         "data": plan.data,
     }
-    return "".join(
-        f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs.items() if v
-    )
+    return "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs.items() if v)

@@ -125,8 +125,7 @@ def curve_of(runs: Sequence[Run]) -> Curve:
         samples=tuple(p.samples for p in longest.points),
         seconds=tuple(statistics.median(p.seconds for p in points) for points in reached),
         median=tuple(
-            statistics.median([*values, *[math.inf] * (len(runs) - len(values))])
-            for values in losses
+            statistics.median([*values, *[math.inf] * (len(runs) - len(values))]) for values in losses
         ),
         low=tuple(min(values) for values in losses),
         high=tuple(max(values) for values in losses),
@@ -171,10 +170,10 @@ def lead_over(leader: Sequence[float], other: Sequence[float], *, factor: bool) 
         margin = quantile * statistics.stdev(gaps) / math.sqrt(count)
     else:
         margin = math.nan
-    numbers = (mean, mean - margin, mean + margin)
+    low, high, ahead = mean - margin, mean + margin, sum(gap > 0 for gap in gaps)
     if factor:
-        numbers = tuple(math.exp(min(x, 700.0)) for x in numbers)
-    return Lead(*numbers, sum(gap > 0 for gap in gaps), count, factor)
+        mean, low, high = (math.exp(min(x, 700.0)) for x in (mean, low, high))
+    return Lead(mean, low, high, ahead, count, factor)
 
 
 def default_target(plan: Plan, finals: dict[str, tuple[float, ...]]) -> float | None:
@@ -219,22 +218,15 @@ def rank(plan: Plan, runs: Sequence[Run]) -> tuple[list[Standing], float | None]
     return standings, target
 
 
-def _standing(
-    label: str, group: list[Run], finals: tuple[float, ...], target: float | None
-) -> Standing:
+def _standing(label: str, group: list[Run], finals: tuple[float, ...], target: float | None) -> Standing:
     curve = curve_of(group)
-    to_target = (None, None)
-    if target is not None:
-        to_target = (
-            crossing(curve.steps, curve.median, target),
-            crossing(curve.seconds, curve.median, target),
-        )
+    level = -math.inf if target is None else target
     return Standing(
         label=label,
         finals=finals,
         diverged=sum(run.status != FINISHED for run in group),
-        steps_to_target=to_target[0],
-        seconds_to_target=to_target[1],
+        steps_to_target=crossing(curve.steps, curve.median, level),
+        seconds_to_target=crossing(curve.seconds, curve.median, level),
         step_ms=statistics.median(run.step_ms for run in group),
         optimizer_ms=statistics.median(run.optimizer_ms for run in group),
         state_bytes=group[0].state_bytes,

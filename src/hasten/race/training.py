@@ -7,7 +7,8 @@ import math
 import statistics
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,20 +50,17 @@ class Seeds:
 
 
 def build_task(source: TaskSource, seed: int) -> Task:
-    """A fresh task; torch's global generator is seeded too, for tasks that ignore their argument.
+    """A fresh task; torch's global generator is seeded meanwhile, for tasks that ignore their argument.
 
     Example:
         >>> from hasten.race.tasks import find_task
         >>> build_task(find_task("rosenbrock"), 0).log_scale
         True
     """
-    torch.manual_seed(seed)
-    try:
-        return source.build(seed)
-    except RaceError:
-        raise
-    except Exception as error:
-        raise _blame(source, "building it", error) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with blaming(source, "building it"):
+            return source.build(seed)
 
 
 def evaluation_steps(steps: int, evaluations: int) -> list[int]:
@@ -105,12 +103,8 @@ def train(
         optimizer, schedule = contender.build(task.model, steps, seeds.optimizer)
         # Dropout and the like draw from here: the same masks whatever ran before.
         torch.manual_seed(seeds.batches)
-        try:
+        with blaming(source, f"training with {contender.label}"):
             return _train(task, contender, optimizer, schedule, seed, steps, evaluations, seeds, tick)
-        except (RaceError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            raise _blame(source, f"training with {contender.label}", error) from error
 
 
 def _train(
@@ -133,10 +127,7 @@ def _train(
     task.model.train()
     for step in range(1, steps + 1):
         peak = max(peak, *(float(group["lr"]) for group in optimizer.param_groups))
-        try:
-            losses.append(clock.step(task, optimizer, batches))
-        except FloatingPointError:  # on_nonfinite="raise" noticed it first
-            losses.append(math.nan)
+        losses.append(clock.step(task, optimizer, batches))
         schedule.step()
         taken = step
         tick()
@@ -196,14 +187,17 @@ class StepClock:
             optimizer.zero_grad()
             with torch.enable_grad():
                 loss = task.loss(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
             in_closure += time.perf_counter() - entered
             return loss
 
         started = time.perf_counter()
         batch = task.sample(batches)
         drawn = time.perf_counter()
-        loss = float(optimizer.step(closure).detach())
+        try:
+            loss = float(optimizer.step(closure).detach())
+        except FloatingPointError:  # on_nonfinite="raise": the optimizer noticed first
+            loss = math.nan
         ended = time.perf_counter()
         self.whole.append(ended - started)
         self.optimizer.append(ended - drawn - in_closure)
@@ -243,8 +237,8 @@ def state_bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     """
     entries = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     held = (v for state in optimizer.state.values() for v in state.values())
-    sizes = (v.numel() * v.element_size() for v in held if isinstance(v, Tensor))
-    return sum(sizes) / max(1, entries)
+    size: float = sum(v.numel() * v.element_size() for v in held if isinstance(v, Tensor))
+    return size / max(1, entries)
 
 
 def digest(points: list[Point], status: str, state: State) -> str:
@@ -264,11 +258,24 @@ def digest(points: list[Point], status: str, state: State) -> str:
     return sha.hexdigest()[:16]
 
 
-def _blame(source: TaskSource, doing: str, error: Exception) -> RaceError:
-    """One line that says where in the user's code it went wrong."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if source.name.startswith(f.filename)] or frames[-1:]
-    place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
-    return RaceError(
-        f"task {source.name}: {doing} raised {type(error).__name__}{place}: {one_line(error)}"
-    )
+@contextmanager
+def blaming(source: TaskSource, doing: str) -> Iterator[None]:
+    """Turn what a task's code raises into one line that says where it went wrong.
+
+    Example:
+        >>> from hasten.race.tasks import find_task
+        >>> with blaming(find_task("lm"), "thinking"):
+        ...     print("well")
+        well
+    """
+    try:
+        yield
+    except (RaceError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [frame for frame in frames if source.name.startswith(frame.filename)] or frames
+        place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+        raise RaceError(
+            f"task {source.name}: {doing} raised {type(error).__name__}{place}: {one_line(error)}"
+        ) from error

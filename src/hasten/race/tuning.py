@@ -58,9 +58,7 @@ class OptunaSearch:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(
-            seed=seed % 2**32, n_startup_trials=max(1, min(5, trials // 2))
-        )
+        sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=max(1, min(5, trials // 2)))
         self._study = optuna.create_study(sampler=sampler)
         self._study.enqueue_trial({"factor": 1.0})
 

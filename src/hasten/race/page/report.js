@@ -13,7 +13,7 @@ function theme(layout) {
   return Object.assign({}, layout, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: {family: getComputedStyle(document.body).fontFamily, color: colour("--ink"), size: 13},
-    margin: {l: 62, r: 12, t: 12, b: 48}, hovermode: layout.hovermode || "closest",
+    margin: {l: 62, r: 12, t: 34, b: 48}, hovermode: layout.hovermode || "closest",
     hoverlabel: {bgcolor: colour("--paper"), bordercolor: colour("--line"), font: {color: colour("--ink")}},
     legend: Object.assign({bgcolor: "rgba(0,0,0,0)", font: {size: 13}}, layout.legend),
     xaxis: Object.assign({}, axis, layout.xaxis), yaxis: Object.assign({}, axis, layout.yaxis),

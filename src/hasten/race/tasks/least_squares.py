@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from hasten.problems.least_squares import StreamingLeastSquares
@@ -13,6 +12,7 @@ class Point(nn.Module):
     """A model that is nothing but its parameters.
 
     Example:
+        >>> import torch
         >>> Point(torch.zeros(2)).x
         Parameter containing:
         tensor([0., 0.], requires_grad=True)
