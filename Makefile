@@ -37,7 +37,7 @@ types: $(VENV)/.with-dev
 	$(bin)/mypy
 
 docs: $(VENV)/.with-docs
-	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 	@echo "documentation: site/index.html"
 
 integrations: $(VENV)/.with-integrations
