@@ -179,6 +179,8 @@ class Oracle(Part):
     """What is learnt about the objective, and at what price."""
 
     word: ClassVar[str] = "oracle"
+    delivers_loss: ClassVar[bool] = False
+    """Whether the loss is handed, as ``sums.loss``, to the parts that measure over all parameters."""
 
     def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
         """Obtain gradients in ``p.grad``; return the loss and the extra tensors named in `reads`."""
@@ -235,6 +237,10 @@ class Iterate(Part):
     def move(self, d: Entry, s: Any, n: Any) -> Entry:
         """The new parameter, from the direction `d`."""
         raise NotImplementedError
+
+    def move_decayed(self, d: Entry, decay: Entry, s: Any, n: Any) -> Entry:
+        """The new parameter under decoupled weight decay: `move` along ``d + decay · y``."""
+        return self.move(d + decay * s.param, s, n)
 
     def evaluation(self, s: Any, n: Any) -> Entry:
         """The point to evaluate, from the training point ``s.param``."""

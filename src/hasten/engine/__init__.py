@@ -1,7 +1,8 @@
 """The engine: runs a sentence over parameter groups — state, fusing, precision, checkpoints."""
 
 from hasten.engine.composition import Sentence
-from hasten.engine.optimizer import EngineOptions, Optimizer
+from hasten.engine.optimizer import Optimizer
+from hasten.engine.options import EngineOptions
 from hasten.engine.stepping import NonFiniteGradient
 
 __all__ = ["EngineOptions", "NonFiniteGradient", "Optimizer", "Sentence"]

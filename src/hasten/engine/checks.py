@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hasten.words import Hyper
+from hasten.words import ANY, Hyper, Interval
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -27,17 +27,21 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def check_value(owner: str, place: object, value: Any, hyper: Hyper) -> None:
     """Raise ValueError unless `value` is a number in the hyperparameter's range."""
-    if isinstance(value, Tensor):
-        acceptable = value.numel() == 1 and not value.is_complex()
-        value = value.item() if acceptable else value
-    else:
-        acceptable = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not acceptable:
+    found = _as_number(value)
+    if found is None:
         raise ValueError(f"{owner}: {place} = {value!r} is not allowed; it must be a number or a schedule")
-    if float(value) not in hyper.allowed:
+    if found not in hyper.allowed:
         raise ValueError(
-            f"{owner}: {place} = {value!r} is not allowed; it must be in {hyper.allowed} ({hyper.meaning})"
+            f"{owner}: {place} = {found!r} is not allowed; it must be in {hyper.allowed} ({hyper.meaning})"
         )
+
+
+def _as_number(value: Any) -> float | None:
+    if type(value) is float:  # the usual case, asked for in every step
+        return value
+    if isinstance(value, Tensor):
+        return None if value.numel() != 1 or value.is_complex() else float(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
 
 
 def check_choice(owner: str, name: str, value: Any, allowed: Iterable[Any]) -> None:
@@ -54,8 +58,26 @@ def unpacked(owner: object, name: str, values: Any, length: int) -> tuple[Any, .
     return tuple(values)
 
 
-def number(owner: object, name: str, value: Any) -> float:
+def number(owner: object, name: str, value: Any, allowed: Interval = ANY) -> float:
     """A plain number, where a schedule makes no sense."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
-        raise ValueError(f"{type(owner).__name__}: {name} = {value!r} is not allowed; it must be a number")
-    return float(value)
+    found = _as_number(value)
+    if found is None or found not in allowed:
+        shown = value if found is None else found
+        raise ValueError(f"{type(owner).__name__}: {name} = {shown!r} is not allowed; it must be a number in {allowed}")
+    return found
+
+
+def optional_number(owner: object, name: str, value: Any, allowed: Interval = ANY) -> float | None:
+    """A plain number, or None."""
+    return None if value is None else number(owner, name, value, allowed)
+
+
+def flag(owner: object, name: str, value: Any) -> bool:
+    """True or False, and nothing that merely counts as one of them."""
+    check_choice(type(owner).__name__, name, value, (False, True))
+    return bool(value)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether an argument is the plain number 0, which leaves a part out; a schedule or a tensor never does."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hasten.engine.formula import Formula
+from hasten.transforms.step import WeightDecay
 from hasten.words import Buffer, Hyper, Iterate, Oracle, Part, Step, Transform
 
 
@@ -44,6 +45,17 @@ class Place(NamedTuple):
 
     key: str
     index: int | None = None
+
+    def read(self, group: dict[str, Any]) -> Any:
+        """The value stored here."""
+        return group[self.key] if self.index is None else group[self.key][self.index]
+
+    def write(self, group: dict[str, Any], value: Any) -> None:
+        """Store a value here; a tuple is replaced, never changed."""
+        if self.index is None:
+            group[self.key] = value
+        else:
+            group[self.key] = (*group[self.key][: self.index], value, *group[self.key][self.index + 1 :])
 
     def __str__(self) -> str:
         return self.key if self.index is None else f"{self.key}[{self.index}]"
@@ -145,7 +157,7 @@ class Composition:
         return [
             SimpleNamespace(
                 **{
-                    formal: number(group[place.key] if place.index is None else group[place.key][place.index])
+                    formal: number(place.read(group))
                     for formal, place in bound
                 }
             )
@@ -201,6 +213,9 @@ class Composition:
         tracker = _Tracker(entries)
         writes, sums = self.run(tracker, dict.fromkeys(numbers, 0.5), stop)
         touched = tracker.read | set(writes)
+        if self.grain == "matrix":
+            # Which buffers a matrix formula uses depends on the number of dimensions.
+            touched |= {slot.name for slot in self.slots}
         inputs = tuple(name for name in entries if name in touched or name in ("param", "grad"))
         key = (
             tuple((type(part), tuple(part.options().items())) for part in self.parts),
@@ -218,7 +233,7 @@ class Composition:
         param = entries["param"]
         grad = d = -entries["grad"] if self.maximize else entries["grad"]
         writes: dict[str, Any] = {}
-        leading = True
+        leading, decay = True, None
         for i, part in enumerate(self.parts):
             own = [slot for slot in self.slots if slot.part == i]
             s = _Entries(entries, {slot.formal: slot.name for slot in own})
@@ -231,12 +246,14 @@ class Composition:
                 for name in self.extra_inputs:
                     setattr(s, name, sign * entries[name] if self.maximize else entries[name])
                 grad = d = part.correct(d, s, n)
+            elif isinstance(part, WeightDecay) and not leading and i == len(self.parts) - 2:
+                decay = n.weight_decay
             elif isinstance(part, Transform):
                 d = part.direction(d, s, n)
                 leading = leading and isinstance(part, Step)
                 grad = d if leading else grad
             elif isinstance(part, Iterate):
-                writes["param"] = part.move(d, s, n)
+                writes["param"] = part.move(d, s, n) if decay is None else part.move_decayed(d, decay, s, n)
             writes.update(_written(s, own))
         return writes, {}
 

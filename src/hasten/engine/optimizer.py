@@ -6,60 +6,27 @@ import contextlib
 import dataclasses
 import inspect
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hasten.engine.checkpoint import restore
-from hasten.engine.checks import check_choice, check_value, nearest
+from hasten.engine.checks import check_value, nearest
 from hasten.engine.composition import Composition, Place, Sentence
+from hasten.engine.options import read_options
 from hasten.engine.stepping import run_step
 from hasten.engine.traced import traced_step
+from hasten.engine.two_points import switch, watch
 from hasten.iterates.plain import Plain
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.schedules import Schedule
 from hasten.transforms.step import WeightDecay
-from hasten.words import Iterate, Oracle, Transform, Value
+from hasten.words import Hyper, Iterate, Oracle, Transform, Value
 
-
-class EngineOptions(TypedDict, total=False):
-    """Keyword arguments that every optimizer takes.
-
-    maximize: ascend instead of descend. engine: "compiled" fuses each step into one pass over memory, "eager" does
-    not, "auto" compiles from 131,072 parameters where a compiler works. on_nonfinite: what to do with a NaN or infinite
-    gradient: "propagate" it as torch does, "raise" before anything is changed, or "skip" the step and count it in
-    ``opt.skipped_steps``. stochastic_rounding: round bfloat16 parameters up or down at random, right on average, so that
-    steps below half a unit in the last place are not lost. state_dtype: dtype of the averages of low-precision and
-    float32 parameters (default float32; arithmetic is in float32 in any case). seed: of the random rounding.
-    """
-
-    maximize: bool
-    engine: Literal["auto", "eager", "compiled"]
-    on_nonfinite: Literal["propagate", "raise", "skip"]
-    stochastic_rounding: bool
-    state_dtype: torch.dtype | None
-    seed: int
-
-
-_ENGINE_DEFAULTS: EngineOptions = {
-    "maximize": False,
-    "engine": "auto",
-    "on_nonfinite": "propagate",
-    "stochastic_rounding": False,
-    "state_dtype": None,
-    "seed": 0,
-}
-_ALLOWED: dict[str, tuple[Any, ...]] = {
-    "maximize": (False, True),
-    "engine": ("auto", "eager", "compiled"),
-    "on_nonfinite": ("propagate", "raise", "skip"),
-    "stochastic_rounding": (False, True),
-    "state_dtype": (None, torch.float32, torch.bfloat16, torch.float64),
-}
+_ARTICLES = {Iterate: "an iterate", Oracle: "an oracle", Transform: "a transform"}
 _BOOKKEEPING = frozenset({"params", "param_names", "step", "skipped_steps", "train_mode", "schedules"})
 _SCHEDULER_KEYS = frozenset({"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "name"})
 
@@ -77,7 +44,7 @@ class Optimizer(torch.optim.Optimizer):
         lr: learning rate of the iterate; a number, a 0-d tensor, or a schedule.
         weight_decay: decoupled weight decay: a :class:`~hasten.transforms.WeightDecay` after all transforms.
         vectors: a sentence of its own for parameters with fewer than two dimensions.
-        engine_options: see :class:`EngineOptions`.
+        engine_options: see :class:`~hasten.EngineOptions`.
 
     Raises:
         ValueError: a hyperparameter is out of its range, or a group has an unknown key; names it, and what is allowed.
@@ -113,46 +80,37 @@ class Optimizer(torch.optim.Optimizer):
         **engine_options: Any,
     ) -> None:
         self.name = type(self).__name__
-        self._read_options(engine_options)
-        self.sentence = self._sentence(transforms, iterate, oracle, lr, weight_decay)
-        sentences = [self.sentence] if vectors is None else [self.sentence, vectors]
-        self.compositions = [Composition(sentence, self.maximize) for sentence in sentences]
-        self.has_evaluation_point = any(s.iterate.two_points for s in sentences)
-        self.places: dict[str, Place] = {}
-        defaults: dict[str, Any] = {}
-        for composition in self.compositions:
-            self.places.update(composition.places)
-            defaults.update(composition.group_defaults())
-        self._functions: dict[tuple[int, str], Callable[[int], float]] = {}
-        self._warned: set[str] = set()
-        self.parameter_count = 0
-        for name, place in self.places.items():
-            self._check(place, _get(defaults, place), name)
-        module = params if isinstance(params, nn.Module) else None
-        super().__init__(module.named_parameters() if module is not None else _listed(params), defaults)
-        if module is not None and self.has_evaluation_point:
-            _watch(module, self)
-
-    # -- construction -----------------------------------------------------------------------------------------------
-
-    def _read_options(self, given: dict[str, Any]) -> None:
-        signature = inspect.signature(type(self).__init__)
-        names = {n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        for key in given:
-            if key not in _ENGINE_DEFAULTS:
-                known = (names | set(_ENGINE_DEFAULTS)) - {"self", "params"}
-                raise TypeError(f"{self.name} has no argument {key!r}{nearest(key, known)}")
-        options = {**_ENGINE_DEFAULTS, **given}
-        for key, allowed in _ALLOWED.items():
-            check_choice(self.name, key, options[key], allowed)
-        if isinstance(options["seed"], bool) or not isinstance(options["seed"], int):
-            raise ValueError(f"{self.name}: seed = {options['seed']!r} is not allowed; it must be an integer")
+        signature = inspect.signature(type(self).__init__).parameters.values()
+        named = {p.name for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        options = read_options(self.name, engine_options, named - {"self", "params"})
         self.maximize: bool = options["maximize"]
         self.engine: str = options["engine"]
         self.on_nonfinite: str = options["on_nonfinite"]
         self.stochastic_rounding: bool = options["stochastic_rounding"]
         self.state_dtype: torch.dtype | None = options["state_dtype"]
         self.seed: int = options["seed"]
+        self.sentence = self._sentence(transforms, iterate, oracle, lr, weight_decay)
+        sentences = [self.sentence] if vectors is None else [self.sentence, vectors]
+        self.compositions = [Composition(sentence, self.maximize) for sentence in sentences]
+        self.has_evaluation_point = any(s.iterate.two_points for s in sentences)
+        self.places: dict[str, Place] = {}
+        self.hypers: dict[str, Hyper] = {}
+        defaults: dict[str, Any] = {}
+        for composition in self.compositions:
+            self.places.update(composition.places)
+            self.hypers = {**composition.hypers, **self.hypers}
+            defaults.update(composition.group_defaults())
+        self._functions: dict[tuple[int, str], Callable[[int], float]] = {}
+        self._warned: set[str] = set()
+        self.parameter_count = 0
+        for name, place in self.places.items():
+            self.check(name, place.read(defaults))
+        module = params if isinstance(params, nn.Module) else None
+        super().__init__(module.named_parameters() if module is not None else _listed(params), defaults)
+        if module is not None and self.has_evaluation_point:
+            watch(module, self)
+
+    # -- construction -----------------------------------------------------------------------------------------------
 
     def _sentence(
         self,
@@ -166,7 +124,7 @@ class Optimizer(torch.optim.Optimizer):
         oracle = Backpropagation() if oracle is None else oracle
         for kind, part in [(Iterate, iterate), (Oracle, oracle), *((Transform, t) for t in transforms)]:
             if not isinstance(part, kind):
-                raise TypeError(f"{self.name}: {part!r} is not allowed; it must be {kind.__name__.lower()} of hasten")
+                raise TypeError(f"{self.name}: {part!r} is not allowed; it must be {_ARTICLES[kind]}")
         if lr is not None:
             iterate = dataclasses.replace(iterate, lr=lr)  # type: ignore[call-arg]  # every iterate declares lr
         has_decay = any("weight_decay" in {h.name for h in part.hypers()} for part in (*transforms, iterate))
@@ -193,12 +151,12 @@ class Optimizer(torch.optim.Optimizer):
         schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
         functions: dict[str, Callable[[int], float]] = {}
         for place in self.places.values():
-            value = _get(entries, place)
+            value = place.read(entries)
             if callable(value):
                 schedules[str(place)] = value.plain() if isinstance(value, Schedule) else {"schedule": "function"}
                 if not isinstance(value, Schedule):
                     functions[str(place)] = value
-                _set(entries, place, float(value(0)))
+                place.write(entries, float(value(0)))
         group = {**param_group, **entries}
         for key, value in self._bookkeeping().items():
             group.setdefault(key, value)
@@ -216,9 +174,9 @@ class Optimizer(torch.optim.Optimizer):
         mode = {"train_mode": True} if self.has_evaluation_point else {}
         return {"step": 0, "skipped_steps": 0, **mode, **counters}
 
-    def _check(self, place: Place, value: Any, name: str) -> None:
-        hyper = next(c.hypers[name] for c in self.compositions if name in c.hypers)
-        check_value(self.name, place, float(value(0)) if callable(value) else value, hyper)
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError unless a value is in the range of the hyperparameter of this name."""
+        check_value(self.name, self.places[name], value(0) if callable(value) else value, self.hypers[name])
 
     def initialise(self, p: Tensor) -> None:
         """Make the complete state of a parameter, as it is before its first step."""
@@ -268,9 +226,9 @@ class Optimizer(torch.optim.Optimizer):
         for text, data in group["schedules"].items():
             place = self._place(text)
             if data["schedule"] != "function":
-                _set(entries, place, Schedule.from_plain(data)(number(t)))
+                place.write(entries, Schedule.from_plain(data)(number(t)))
             elif (index, text) in self._functions:
-                _set(entries, place, self._functions[index, text](t))
+                place.write(entries, self._functions[index, text](t))
             else:
                 raise RuntimeError(
                     f"{self.name}: {text} was scheduled by a function, which a checkpoint cannot hold; build the "
@@ -289,10 +247,10 @@ class Optimizer(torch.optim.Optimizer):
             last = self.scheduled(group, back=1)
             for text in group["schedules"]:
                 place = self._place(text)
-                if _get(group, place) != _get(last, place):
+                if place.read(group) != place.read(last):
                     raise RuntimeError(
                         f"{self.name}: {text} has a schedule of its own, {group['schedules'][text]}, but was changed to "
-                        f"{_get(group, place)!r} from outside; use one scheduler for it"
+                        f"{place.read(group)!r} from outside; use one scheduler for it"
                     )
                 stored[place.key] = entries[place.key]
         self.check_group(entries)
@@ -305,7 +263,7 @@ class Optimizer(torch.optim.Optimizer):
                 family = sum(p.key == place.key for p in self.places.values())
                 _check_tuple(self.name, place.key, entries[place.key], family)
         for name, place in self.places.items():
-            self._check(place, _get(entries, place), name)
+            self.check(name, place.read(entries))
 
     def accepts_group_key(self, key: str) -> bool:
         """Whether a parameter group may hold this key."""
@@ -345,7 +303,7 @@ class Optimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             traced_step(self)
         else:
-            run_step(self, extras)
+            run_step(self, extras, loss)
         return loss
 
     # -- two points ---------------------------------------------------------------------------------------------------
@@ -357,11 +315,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def train(self) -> None:
         """Put the training point into the parameters (nothing happens if they hold it, or if there is only one)."""
-        self._switch(to_training=True)
+        self._to(training=True)
 
     def eval(self) -> None:
         """Put the point to evaluate into the parameters (nothing happens if they hold it, or if there is only one)."""
-        self._switch(to_training=False)
+        self._to(training=False)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -385,28 +343,9 @@ class Optimizer(torch.optim.Optimizer):
             if was_training:
                 self.train()
 
-    @torch.no_grad()
-    def _switch(self, to_training: bool) -> None:
-        if not self.has_evaluation_point or to_training == self.training:
-            return
-        for group in self.param_groups:
-            if group["train_mode"] == to_training:
-                continue
-            for p in group["params"]:
-                composition = self.composition_of(p)
-                if composition.sentence.iterate.two_points and p in self.state and self.state[p]["step"] > 0:
-                    self._move_between(group, p, composition, to_training)
-            group["train_mode"] = to_training
-
-    def _move_between(self, group: dict[str, Any], p: Tensor, composition: Composition, to_training: bool) -> None:
-        i, iterate, state = len(composition.parts) - 1, composition.sentence.iterate, self.state[p]
-        h = composition.values(group, float)[i]
-        c = SimpleNamespace(**{x.formal: float(state[x.name]) for x in composition.counters if x.part == i})
-        n = SimpleNamespace(**iterate.switch(h, float(state["step"]), c))
-        buffers = {slot.formal: state[slot.name] for slot in composition.slots if slot.part == i}
-        wide = torch.promote_types(p.dtype, torch.float32)
-        s = SimpleNamespace(param=p.detach().to(wide), **buffers)
-        p.copy_(iterate.training(s, n) if to_training else iterate.evaluation(s, n))
+    def _to(self, training: bool) -> None:
+        if self.has_evaluation_point and self.training != training:
+            switch(self, training)
 
     def warn_once(self, topic: str, message: str) -> None:
         """A warning that is given once per optimizer."""
@@ -445,19 +384,6 @@ class Optimizer(torch.optim.Optimizer):
         return {k: v for k, v in self.__dict__.items() if not k.startswith(hidden)}
 
 
-def _get(entries: dict[str, Any], place: Place) -> Any:
-    return entries[place.key] if place.index is None else entries[place.key][place.index]
-
-
-def _set(entries: dict[str, Any], place: Place, value: Any) -> None:
-    if place.index is None:
-        entries[place.key] = value
-    else:
-        old = list(entries[place.key])
-        old[place.index] = value
-        entries[place.key] = tuple(old)
-
-
 def _check_tuple(owner: str, key: str, value: Any, length: int) -> None:
     if not isinstance(value, tuple | list) or len(value) != length:
         raise ValueError(f"{owner}: {key} = {value!r} is not allowed; it must be {length} numbers")
@@ -467,19 +393,3 @@ def _listed(params: Any) -> Any:
     if isinstance(params, Iterable) and not isinstance(params, Tensor | dict | str):
         return list(params)
     return params
-
-
-def _watch(module: nn.Module, optimizer: Optimizer) -> None:
-    """Warn once when the module is evaluated while its parameters hold the training point."""
-    reference = weakref.ref(optimizer)
-
-    def hook(module: nn.Module, inputs: Any) -> None:
-        opt = reference()
-        if opt is not None and not module.training and opt.training and opt.param_groups[0]["step"] > 0:
-            opt.warn_once(
-                "evaluating",
-                f"{opt.name}: the model is in eval mode but its parameters hold the training point; "
-                "evaluate inside `with opt.evaluating():`",
-            )
-
-    module.register_forward_pre_hook(hook)

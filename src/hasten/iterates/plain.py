@@ -24,3 +24,7 @@ class Plain(Iterate):
     def move(self, d: Entry, s: Any, n: Any) -> Entry:
         """The moved parameter."""
         return s.param - n.lr * d
+
+    def move_decayed(self, d: Entry, decay: Entry, s: Any, n: Any) -> Entry:
+        """The shrunken parameter, moved: in this order of rounding the trajectory is torch's."""
+        return (1 - n.lr * decay) * s.param - n.lr * d

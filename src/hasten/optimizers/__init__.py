@@ -3,7 +3,18 @@
 from hasten.engine import Optimizer
 from hasten.optimizers.accelerated import AcceleratedSGD, MaSS, StochasticNesterov, TripleMomentum
 from hasten.optimizers.adafactor import Adafactor
-from hasten.optimizers.adam import AdaBound, Adam, AdaMax, AdamW, AMSBound, AMSGrad, DiffGrad, NAdamW, QHAdam, RAdam
+from hasten.optimizers.adam import (
+    AdaBound,
+    Adam,
+    AdaMax,
+    AdamW,
+    AMSBound,
+    AMSGrad,
+    DiffGrad,
+    NAdamW,
+    QHAdam,
+    RAdam,
+)
 from hasten.optimizers.ademamix import AdEMAMix, SimplifiedAdEMAMix
 from hasten.optimizers.mars import MARS
 from hasten.optimizers.prodigy import Prodigy

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self, Unpack
 
 from hasten.engine import EngineOptions, Optimizer
+from hasten.engine.checks import optional_number
 from hasten.iterates import (
     Canonical,
+    EstimatedCanonical,
     Jain,
     Kidambi,
     Mass,
@@ -16,8 +18,9 @@ from hasten.iterates import (
     VaswaniConvex,
 )
 from hasten.iterates import TripleMomentum as TripleMomentumIterate
+from hasten.oracles import Backpropagation
 from hasten.transforms import WeightDecay
-from hasten.words import Iterate, Value
+from hasten.words import POSITIVE, Iterate, Value
 
 
 class AcceleratedSGD(Optimizer):
@@ -49,18 +52,20 @@ class AcceleratedSGD(Optimizer):
         super().__init__(params, WeightDecay(weight_decay), iterate=iterate, **engine)
 
     @classmethod
-    def _with(cls, params: Any, iterate: Iterate, weight_decay: Value, engine: EngineOptions) -> Self:
-        made = cls.__new__(cls)
-        Optimizer.__init__(made, params, WeightDecay(weight_decay), iterate=iterate, **engine)
+    def _with(
+        cls, params: Any, iterate: Iterate, weight_decay: Value, engine: EngineOptions, loss: bool = False
+    ) -> Self:
+        made, oracle = cls.__new__(cls), Backpropagation(loss)
+        Optimizer.__init__(made, params, WeightDecay(weight_decay), iterate=iterate, oracle=oracle, **engine)
         return made
 
     @classmethod
     def canonical(
         cls,
         params: Any,
-        smoothness: Value,
+        smoothness: Value | Literal["estimate"],
         strong_convexity: Value,
-        noise: Value = 1.0,
+        noise: Value | Literal["estimate"] = 1.0,
         lr: Value = 1.0,
         weight_decay: Value = 0.0,
         **engine: Unpack[EngineOptions],
@@ -72,17 +77,34 @@ class AcceleratedSGD(Optimizer):
 
         Args:
             params: as for every optimizer.
-            smoothness: L, the largest curvature.
+            smoothness: L, the largest curvature; "estimate" takes it from gradients and losses;
+                ``step`` then needs a closure.
             strong_convexity: μ, the smallest; 0 chooses the schedule for convex functions.
-            noise: ρ, with E‖g‖² ≤ ρ‖∇f‖²; roughly 1 + variance/batch relative to the gradient.
+            noise: ρ, with E‖g‖² ≤ ρ‖∇f‖²; roughly 1 + variance/batch relative to the gradient. "estimate" compares
+                gradients with their running mean. Both estimates are heuristics, good where the curvature is nearly
+                diagonal: see :class:`~hasten.iterates.EstimatedCanonical` for their evidence.
             lr: factor on both steps, for schedulers.
             weight_decay: L2 penalty.
             engine: see :class:`~hasten.engine.EngineOptions`.
         """
-        iterate: Iterate = Canonical(lr, smoothness, strong_convexity, noise)
-        if strong_convexity == 0:
+        iterate: Iterate
+        if isinstance(smoothness, str) or isinstance(noise, str):
+            for name, value in (("smoothness", smoothness), ("noise", noise)):
+                if isinstance(value, str) and value != "estimate":
+                    raise ValueError(f'{cls.__name__}: {name} = {value!r} is not allowed; it must be a number or "estimate"')
+            iterate = EstimatedCanonical(
+                lr,
+                1.0 if isinstance(smoothness, str) else smoothness,
+                strong_convexity,
+                1e3 if isinstance(noise, str) else noise,
+                estimate_noise=isinstance(noise, str),
+                estimate_smoothness=isinstance(smoothness, str),
+            )
+        elif strong_convexity == 0:
             iterate = VaswaniConvex(lr, smoothness, noise)
-        return cls._with(params, iterate, weight_decay, engine)
+        else:
+            iterate = Canonical(lr, smoothness, strong_convexity, noise)
+        return cls._with(params, iterate, weight_decay, engine, loss=isinstance(smoothness, str))
 
     @classmethod
     def jain(
@@ -171,5 +193,5 @@ class StochasticNesterov(Optimizer):
         weight_decay: Value = 0.0,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        iterate = StrongGrowth(lr, smoothness, strong_convexity, growth, gamma0)
+        iterate = StrongGrowth(lr, smoothness, strong_convexity, growth, optional_number(self, "gamma0", gamma0, POSITIVE))
         super().__init__(params, WeightDecay(weight_decay), iterate=iterate, **engine)

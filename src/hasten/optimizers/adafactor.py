@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer
+from hasten.engine.checks import optional_number, unpacked
 from hasten.iterates import Plain
 from hasten.transforms import FactoredSecondMoment, RelativeStep, WeightDecay
-from hasten.words import Value
+from hasten.words import NONNEGATIVE, Value
 
 
 class Adafactor(Optimizer):
@@ -35,9 +36,8 @@ class Adafactor(Optimizer):
         weight_decay: Value = 0.0,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        if not isinstance(eps, tuple | list) or len(eps) != 2 or (eps[0] is not None and not eps[0] >= 0):
-            raise ValueError(f"Adafactor: eps = {eps!r} is not allowed; it must be two numbers ≥ 0, the first may be None")
-        geometry = FactoredSecondMoment(beta2_decay, d, eps1=eps[0]).rename(clip="d")
-        step = RelativeStep(lr, eps[1])
+        eps1, eps2 = unpacked(self, "eps", eps, 2)
+        geometry = FactoredSecondMoment(beta2_decay, d, optional_number(self, "eps[0]", eps1, NONNEGATIVE)).rename(clip="d")
+        step = RelativeStep(lr, eps2)
         # The decay is relative to lr, not to the relative step, so it follows it.
         super().__init__(params, geometry, step, WeightDecay(weight_decay), iterate=Plain(lr), **engine)

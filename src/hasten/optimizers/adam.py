@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import unpacked
+from hasten.engine.checks import check_choice, flag, unpacked
 from hasten.transforms import (
     EMA,
     BoundedSecondMoment,
@@ -53,7 +53,7 @@ class AdamW(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        chain: list[Transform] = [EMA(beta1), SecondMoment(beta2, eps, maximum=amsgrad)]
+        chain: list[Transform] = [EMA(beta1), SecondMoment(beta2, eps, maximum=flag(self, "amsgrad", amsgrad))]
         super().__init__(params, *_decayed(chain, weight_decay, True), lr=lr, **engine)
 
 
@@ -78,7 +78,7 @@ class Adam(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        chain: list[Transform] = [EMA(beta1), SecondMoment(beta2, eps, maximum=amsgrad)]
+        chain: list[Transform] = [EMA(beta1), SecondMoment(beta2, eps, maximum=flag(self, "amsgrad", amsgrad))]
         super().__init__(params, *_decayed(chain, weight_decay, False), lr=lr, **engine)
 
 
@@ -154,8 +154,9 @@ class NAdamW(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
+        check_choice("NAdamW", "variant", variant, ("torch", "optax"))
         moment = NesterovMoment(beta1, momentum_decay, schedule=variant)
-        super().__init__(params, *_decayed([moment, SecondMoment(beta2, eps)], weight_decay, decoupled), lr=lr, **engine)
+        super().__init__(params, *_decayed([moment, SecondMoment(beta2, eps)], weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine)
 
 
 class RAdam(Optimizer):
@@ -182,7 +183,7 @@ class RAdam(Optimizer):
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         chain: list[Transform] = [EMA(beta1), RectifiedSecondMoment(beta2, eps)]
-        super().__init__(params, *_decayed(chain, weight_decay, decoupled), lr=lr, **engine)
+        super().__init__(params, *_decayed(chain, weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine)
 
 
 class QHAdam(Optimizer):
@@ -212,7 +213,7 @@ class QHAdam(Optimizer):
         nu1, nu2 = unpacked(self, "nus", nus, 2)
         momentum = QuasiHyperbolic(beta1, nu1, debias=True).rename(momentum="beta1", nu="nu1")
         chain: list[Transform] = [momentum, QuasiHyperbolicSecondMoment(beta2, eps, nu2=nu2)]
-        super().__init__(params, *_decayed(chain, weight_decay, decoupled), lr=lr, **engine)
+        super().__init__(params, *_decayed(chain, weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine)
 
 
 class AdaBound(Optimizer):
@@ -242,15 +243,18 @@ class AdaBound(Optimizer):
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         bounded = BoundedSecondMoment(
-            beta2, eps, maximum=amsbound, beta1=beta1, final_lr=final_lr, gamma=gamma, base_lr=1.0
+            beta2, eps, maximum=flag(self, "amsbound", amsbound), beta1=beta1, final_lr=final_lr, gamma=gamma, base_lr=1.0
         )
         super().__init__(params, WeightDecay(weight_decay), EMA(beta1, debias=False), bounded, lr=lr, **engine)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As for every optimizer; the bounds are relative to the learning rate that the group starts with."""
-        lr = param_group.get("lr", self.defaults["lr"])
-        start = float(lr(0)) if callable(lr) else lr
-        super().add_param_group({"base_lr": start or 1.0, **param_group})
+        if isinstance(param_group, dict):
+            lr = param_group.get("lr", self.defaults["lr"])
+            self.check("lr", lr)
+            start = float(lr(0) if callable(lr) else lr)
+            param_group = {"base_lr": start or 1.0, **param_group}
+        super().add_param_group(param_group)
 
 
 class AMSBound(AdaBound):

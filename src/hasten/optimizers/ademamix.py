@@ -7,10 +7,14 @@ from typing import Any, ClassVar
 from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import number, unpacked
+from hasten.engine.checks import flag, is_zero, number, unpacked
 from hasten.schedules import ademamix_alpha, half_life
 from hasten.transforms import Accumulation, SecondMoment, TwoMomenta
-from hasten.words import Value
+from hasten.words import NONNEGATIVE, POSITIVE, UNIT, Value
+
+
+def _steps(owner: Optimizer, name: str, value: int) -> int:
+    return int(number(owner, name, value, POSITIVE))
 
 
 class AdEMAMix(Optimizer):
@@ -42,10 +46,11 @@ class AdEMAMix(Optimizer):
     ) -> None:
         beta1, beta2, beta3 = unpacked(self, "betas", betas, 3)
         if alpha_warmup is not None:
-            alpha = ademamix_alpha(number(self, "alpha", alpha), alpha_warmup)
+            alpha = ademamix_alpha(number(self, "alpha", alpha, NONNEGATIVE), _steps(self, "alpha_warmup", alpha_warmup))
         if beta3_warmup is not None:
-            beta3 = half_life(number(self, "betas[0]", beta1), number(self, "betas[2]", beta3), beta3_warmup)
-        momenta = TwoMomenta(beta1, beta3, alpha, fast=beta1 != 0)
+            steps = _steps(self, "beta3_warmup", beta3_warmup)
+            beta3 = half_life(number(self, "betas[0]", beta1, UNIT), number(self, "betas[2]", beta3, UNIT), steps)
+        momenta = TwoMomenta(beta1, beta3, alpha, fast=not is_zero(beta1))
         super().__init__(params, momenta, SecondMoment(beta2, eps), lr=lr, weight_decay=weight_decay, **engine)
 
 
@@ -78,8 +83,10 @@ class SimplifiedAdEMAMix(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
+        lowest = number(self, "min_beta1", min_beta1, UNIT)
         if beta1_warmup is not None:
-            beta1 = half_life(number(self, "min_beta1", min_beta1), number(self, "betas[0]", beta1), beta1_warmup)
-        momentum = Accumulation(beta1, alpha, debias=bias_correction1)
-        geometry = SecondMoment(beta2, eps, debias=bias_correction2)
+            steps = _steps(self, "beta1_warmup", beta1_warmup)
+            beta1 = half_life(lowest, number(self, "betas[0]", beta1, UNIT), steps)
+        momentum = Accumulation(beta1, alpha, debias=flag(self, "bias_correction1", bias_correction1))
+        geometry = SecondMoment(beta2, eps, debias=flag(self, "bias_correction2", bias_correction2))
         super().__init__(params, momentum, geometry, lr=lr, weight_decay=weight_decay, **engine)

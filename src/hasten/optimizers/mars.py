@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer, Sentence
-from hasten.engine.checks import check_choice, number, unpacked
+from hasten.engine.checks import check_choice, flag, number, unpacked
 from hasten.iterates import Plain
-from hasten.oracles import Backpropagation, Mars
+from hasten.oracles import Backpropagation, Mars, RememberedPoint
 from hasten.transforms import EMA, ClipTensorNorm, Scale, SecondMoment, Sign, WeightDecay
-from hasten.words import Transform, Value
+from hasten.words import NONNEGATIVE, Transform, Value
 
 
 class MARS(Optimizer):
@@ -48,26 +48,33 @@ class MARS(Optimizer):
     ) -> None:
         check_choice("MARS", "flavour", flavour, ("adamw", "lion"))
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        oracle = Mars(gamma, beta1, exact)
+        oracle = Mars(gamma, beta1, flag(self, "exact", exact))
         chain: list[Transform] = [ClipTensorNorm(1.0), EMA(beta1, debias=flavour == "adamw")]
         chain.append(SecondMoment(beta2, eps) if flavour == "adamw" else Sign())
         vectors = None
-        if not optimize_1d:
-            vectors = self._adamw(lr, lr_1d, betas_1d, weight_decay_1d, eps)
+        if not flag(self, "optimize_1d", optimize_1d):
+            vectors = self._adamw(lr, lr_1d, betas_1d, weight_decay_1d, eps, exact)
         super().__init__(
             params, *chain, oracle=oracle, lr=lr, weight_decay=weight_decay, vectors=vectors, **engine
         )
 
     def _adamw(
-        self, lr: Value, lr_1d: float, betas_1d: tuple[Value, Value], weight_decay_1d: Value, eps: Value
+        self,
+        lr: Value,
+        lr_1d: float,
+        betas_1d: tuple[Value, Value],
+        weight_decay_1d: Value,
+        eps: Value,
+        exact: bool,
     ) -> Sentence:
         """Plain AdamW, at a learning rate in fixed proportion to the other."""
         beta1, beta2 = unpacked(self, "betas_1d", betas_1d, 2)
-        start = float(lr(0)) if callable(lr) else number(self, "lr", lr)
+        start = float(lr(0)) if callable(lr) else number(self, "lr", lr, NONNEGATIVE)
         transforms = (
             EMA(beta1).rename(beta1="beta1_1d"),
             SecondMoment(beta2, eps).rename(beta2="beta2_1d", eps="eps"),
             WeightDecay(weight_decay_1d).rename(weight_decay="weight_decay_1d"),
-            Scale(number(self, "lr_1d", lr_1d) / (start or 1.0)).rename(factor="lr_1d_ratio"),
+            Scale(number(self, "lr_1d", lr_1d, NONNEGATIVE) / (start or 1.0)).rename(factor="lr_1d_ratio"),
         )
-        return Sentence(Backpropagation(), transforms, Plain(lr))
+        oracle = RememberedPoint() if exact else Backpropagation()
+        return Sentence(oracle, transforms, Plain(lr))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import unpacked
+from hasten.engine.checks import flag, unpacked
 from hasten.iterates import DistanceEstimate
 from hasten.words import Value
 
@@ -44,6 +44,8 @@ class Prodigy(Optimizer):
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         iterate = DistanceEstimate(
-            lr, beta1, beta2, eps, weight_decay, d0, d_coef, growth_rate, use_bias_correction, safeguard_warmup
+            lr, beta1, beta2, eps, weight_decay, d0, d_coef, growth_rate,
+            use_bias_correction=flag(self, "use_bias_correction", use_bias_correction),
+            safeguard_warmup=flag(self, "safeguard_warmup", safeguard_warmup),
         )
         super().__init__(params, iterate=iterate, **engine)

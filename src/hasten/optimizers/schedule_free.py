@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import unpacked
+from hasten.engine.checks import optional_number, unpacked
 from hasten.iterates import ScheduleFree
 from hasten.transforms import SecondMoment, WeightDecay
-from hasten.words import Value
+from hasten.words import POSITIVE, Value
 
 
 class ScheduleFreeSGD(Optimizer):
@@ -44,7 +44,7 @@ class ScheduleFreeSGD(Optimizer):
         refined: float | None = None,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        iterate = ScheduleFree(lr, momentum, warmup_steps, r, weight_lr_power, refined)
+        iterate = ScheduleFree(lr, momentum, warmup_steps, r, weight_lr_power, optional_number(self, "refined", refined, POSITIVE))
         super().__init__(params, WeightDecay(weight_decay), iterate=iterate, **engine)
 
 
@@ -75,5 +75,5 @@ class ScheduleFreeAdamW(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        iterate = ScheduleFree(lr, beta1, warmup_steps, r, weight_lr_power, refined).rename(momentum="beta1")
+        iterate = ScheduleFree(lr, beta1, warmup_steps, r, weight_lr_power, optional_number(self, "refined", refined, POSITIVE)).rename(momentum="beta1")
         super().__init__(params, SecondMoment(beta2, eps), WeightDecay(weight_decay), iterate=iterate, **engine)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer
+from hasten.engine.checks import flag, is_zero
 from hasten.transforms import HeavyBall as HeavyBallMomentum
 from hasten.transforms import QuasiHyperbolic, WeightDecay
 from hasten.words import Value
@@ -33,9 +34,10 @@ class SGD(Optimizer):
         nesterov: bool = False,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        if nesterov and (momentum == 0.0 or dampening != 0.0):
+        plain = is_zero(momentum)
+        if flag(self, "nesterov", nesterov) and (plain or not is_zero(dampening)):
             raise ValueError("SGD: nesterov = True is not allowed without momentum, or with dampening")
-        memory = [] if momentum == 0.0 else [HeavyBallMomentum(momentum, dampening, nesterov)]
+        memory = [] if plain else [HeavyBallMomentum(momentum, dampening, nesterov)]
         super().__init__(params, WeightDecay(weight_decay), *memory, lr=lr, **engine)
 
 
@@ -107,4 +109,4 @@ class QHM(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         chain = [WeightDecay(weight_decay), QuasiHyperbolic(momentum, nu)]
-        super().__init__(params, *(reversed(chain) if decoupled else chain), lr=lr, **engine)
+        super().__init__(params, *(reversed(chain) if flag(self, "decoupled", decoupled) else chain), lr=lr, **engine)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.numbers import Number
+from hasten.oracles.backpropagation import Backpropagation
 from hasten.words import NONNEGATIVE, UNIT, Buffer, Entry, Oracle, Value, hyper
 
 
@@ -66,7 +67,7 @@ class Mars(Oracle):
         cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         try:
             for p in params:
-                if optimizer.state[p]["step"] > 0:
+                if p in optimizer.state and optimizer.state[p]["step"] > 0:
                     p.detach().copy_(optimizer.state[p]["previous_param"])
             with torch.enable_grad():
                 closure()
@@ -79,3 +80,21 @@ class Mars(Oracle):
             torch.cuda.set_rng_state_all(cuda_states)
         loss, _ = super().observe(optimizer, closure)
         return loss, {"grad_before": before}
+
+
+@dataclass(frozen=True)
+class RememberedPoint(Backpropagation):
+    """The plain gradient of a parameter that is moved beside exactly corrected ones: its previous value is kept.
+
+    Exact MARS evaluates the batch at the previous point of *all* parameters, so those that another sentence moves
+    must be put back too.
+    """
+
+    def buffers(self) -> dict[str, Buffer]:
+        """The previous parameter."""
+        return {"previous_param": Buffer("param", exact=True)}
+
+    def correct(self, g: Entry, s: Any, n: Any) -> Entry:
+        """The gradient itself."""
+        s.previous_param = s.param
+        return g

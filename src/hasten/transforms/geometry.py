@@ -42,6 +42,7 @@ class SecondMoment(Geometry):
         correction = sqrt(1 - h.beta2**k)
         root = correction if self.debias else 1.0
         return {
+            "beta": h.beta2,
             "weight": 1 - h.beta2,
             "root": root,
             "eps": h.eps * (correction if self.eps_on == "corrected" else 1.0) / root,
@@ -49,7 +50,8 @@ class SecondMoment(Geometry):
 
     def second_moment(self, s: Any, n: Any) -> Entry:
         """The advanced average (or its running maximum)."""
-        s.exp_avg_sq = average(s.exp_avg_sq, s.grad * s.grad, n.weight)
+        # Not `average`: torch rounds β₂ to the compute dtype, which over many steps outweighs all other rounding.
+        s.exp_avg_sq = n.beta * s.exp_avg_sq + n.weight * (s.grad * s.grad)
         if not self.maximum:
             return s.exp_avg_sq
         s.max_exp_avg_sq = torch.maximum(s.max_exp_avg_sq, s.exp_avg_sq)
@@ -69,7 +71,7 @@ class QuasiHyperbolicSecondMoment(SecondMoment):
 
     def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
         """Weights of the average and of the current square."""
-        return {"weight": 1 - h.beta2, "slow": h.nu2 / (1 - h.beta2**k), "now": 1 - h.nu2, "eps": h.eps}
+        return {"beta": h.beta2, "weight": 1 - h.beta2, "slow": h.nu2 / (1 - h.beta2**k), "now": 1 - h.nu2, "eps": h.eps}
 
     def direction(self, d: Entry, s: Any, n: Any) -> Entry:
         """The direction in the mixed metric."""
@@ -148,6 +150,7 @@ class BoundedSecondMoment(SecondMoment):
         """Adam's rate and the bounds, in units of the learning rate."""
         final = h.final_lr / h.base_lr
         return {
+            "beta": h.beta2,
             "weight": 1 - h.beta2,
             "eps": h.eps,
             "rate": sqrt(1 - h.beta2**k) / (1 - h.beta1**k),

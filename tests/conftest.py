@@ -1,0 +1,15 @@
+"""Settings that hold for all tests."""
+
+import warnings
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _settings():
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        # Schedule-Free's reminder has tests of its own.
+        warnings.filterwarnings("ignore", message=".*saved in training mode.*")
+        yield
