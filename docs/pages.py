@@ -168,7 +168,9 @@ def equivalences() -> str:
         if "nu" not in row:
             outside.append(f"- {link}: {row['remarks']}")
             continue
-        numbers = [f"{row[key]:.4g}" for key in ("beta", "nu", "lr", "alpha", "current weight")]
+        numbers = [
+            f"{row[key]:.4g}".replace("inf", "∞") for key in ("beta", "nu", "lr", "alpha", "current weight")
+        ]
         rows.append([link, *numbers, row["slot"], row["evaluate at"], row["remarks"]])
     heads = ["optimizer", "β", "ν", "lr", "α", "1 − νβ", "geometry", "evaluate at", "remarks"]
     listed = "\n\nOutside the family:\n\n" + "\n".join(outside) if outside else ""

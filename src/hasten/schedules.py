@@ -9,7 +9,7 @@ Example:
     >>> from hasten import schedules
     >>> w = torch.zeros(3, requires_grad=True)
     >>> opt = hasten.AdamW([w], lr=schedules.cosine(3e-4, total=1000, warmup=100))
-    >>> opt.param_groups[0]["lr"]
+    >>> print(f"{opt.param_groups[0]['lr']:.0e}")
     3e-06
 """
 

@@ -19,7 +19,7 @@ class Labelled:
 
     Example:
         >>> digits().train_inputs.shape
-        torch.Size([1437, 64])
+        torch.Size([1438, 64])
     """
 
     train_inputs: Tensor

@@ -65,6 +65,7 @@ class Block(nn.Module):
     """Attention and a two-layer network, each added to the residual stream.
 
     Example:
+        >>> import torch
         >>> Block(width=32, heads=2, depth=1)(torch.zeros(1, 5, 32)).shape
         torch.Size([1, 5, 32])
     """
@@ -100,7 +101,7 @@ def parameter_count(model: nn.Module) -> int:
     """Number of trainable entries.
 
     Example:
-        >>> parameter_count(torch.nn.Linear(3, 2))
+        >>> parameter_count(nn.Linear(3, 2))
         8
     """
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -58,7 +58,7 @@ def run_name(label: str, seed: int) -> str:
 
     Example:
         >>> run_name("AdamW", 0)
-        'AdamW-seed0-dd88eb'
+        'AdamW-seed0-7f45c8'
     """
     readable = re.sub(r"[^A-Za-z0-9.=]+", "-", label).strip("-")[:60]
     return f"{readable}-seed{seed}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"

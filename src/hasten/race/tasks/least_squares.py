@@ -40,7 +40,7 @@ def least_squares(seed: int, *, condition: float = 1e3, batch: int = 1, noise: f
         model=point,
         loss=loss,
         sample=lambda generator: problem.sample(generator),
-        evaluate=lambda: float(problem.excess_risk(point.x)),
+        evaluate=lambda: float(problem.excess_risk(point.x.detach())),
         samples_per_step=batch,
         unit="excess risk",
         log_scale=True,

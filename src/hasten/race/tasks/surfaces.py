@@ -39,7 +39,7 @@ def descent(surface: Surface, seed: int) -> Task:
     return Task(
         model=point,
         loss=lambda _: surface(point.x),
-        evaluate=lambda: float(surface(point.x)) - surface.minimum,
+        evaluate=lambda: float(surface(point.x.detach())) - surface.minimum,
         unit="height above the minimum",
         log_scale=True,
     )
