@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -128,9 +128,12 @@ def ranking(result: Race) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     shown = [c for c in SUMMARY_COLUMNS if console.width >= WIDE or c not in SPARED_WHERE_NARROW]
     for column in shown:
-        table.add_column(column, justify="left" if column == "optimizer" else "right", no_wrap=True)
+        justify: JustifyMethod = "left" if column == "optimizer" else "right"
+        table.add_column(Text(column), justify=justify, no_wrap=True)
     for place, standing in enumerate(result.standings, 1):
         cells = {c: Text(t) for c, t in zip(SUMMARY_COLUMNS, summary_row(place, standing), strict=True)}
+        if console.width < WIDE:
+            cells["behind [95%]"] = Text(cells["behind [95%]"].plain.split(" [")[0])
         colour, _ = style(places(result)[standing.label])
         cells["optimizer"].stylize(f"bold {colour}" if place == 1 else colour)
         if not math.isfinite(standing.median):

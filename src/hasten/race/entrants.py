@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from hasten.race.errors import RaceError, one_line, unknown
-from hasten.race.recommended import OfRun, recommended
+from hasten.race.recommended import recommended, resolved
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -228,7 +228,7 @@ def settle(entrant: Entrant, family: str, steps: int, constants: dict[str, float
     accepted = inspect.signature(kind).parameters
     for key, value in setting.options.items():
         if key in accepted:
-            options[key] = value.steps(steps) if isinstance(value, OfRun) else value
+            options[key] = resolved(value, steps)
     return Contender(entrant.label, entrant.name, {**options, **given}, "", schedule, float(warmup))
 
 

@@ -10,6 +10,8 @@ from hasten.race.palette import style, translucent
 from hasten.race.results import Race
 from hasten.race.standings import Standing
 
+DECADES: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": 1}
+BESIDE = {"x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top", "tracegroupgap": 2}
 AXES = {"steps": "steps", "samples": "samples seen", "seconds": "seconds of training"}
 
 
@@ -54,7 +56,7 @@ def curves(race: Race) -> dict[str, Any]:
     layout: dict[str, Any] = {
         "xaxis": {"title": {"text": AXES["steps"]}},
         "yaxis": {"title": {"text": race.plan.unit}, **_loss_axis(race)},
-        "legend": {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "tracegroupgap": 2},
+        "legend": BESIDE,
         "hovermode": "x unified",
     }
     if race.target is not None:
@@ -122,10 +124,12 @@ def loss_range(race: Race) -> tuple[float, float] | None:
 
 def _loss_axis(race: Race) -> dict[str, Any]:
     limits = loss_range(race)
-    if race.plan.log_scale:
-        axis: dict[str, Any] = {"type": "log", "exponentformat": "power"}
-        return {**axis, "range": [math.log10(x) for x in limits]} if limits else axis
-    return {"range": list(limits)} if limits else {}
+    if not race.plan.log_scale:
+        return {"range": list(limits)} if limits else {}
+    if limits is None:
+        return dict(DECADES)
+    low, high = (math.log10(x) for x in limits)
+    return {**DECADES, "range": [low, high], "dtick": max(1, round((high - low) / 8))}
 
 
 def sensitivity(race: Race) -> dict[str, Any]:
@@ -155,9 +159,9 @@ def sensitivity(race: Race) -> dict[str, Any]:
                 }
             )
     layout = {
-        "xaxis": {"type": "log", "title": {"text": "learning rate"}, "exponentformat": "power"},
-        "yaxis": {"title": {"text": race.plan.unit}, **({"type": "log"} if race.plan.log_scale else {})},
-        "legend": {"x": 1.02, "xanchor": "left", "y": 1},
+        "xaxis": {**DECADES, "title": {"text": "learning rate"}},
+        "yaxis": {"title": {"text": race.plan.unit}, **(DECADES if race.plan.log_scale else {})},
+        "legend": BESIDE,
     }
     return {"id": "plot-sensitivity", "traces": traces, "layout": layout}
 

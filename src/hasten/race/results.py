@@ -104,7 +104,7 @@ class Race:
 
 
 SUMMARY_COLUMNS = (
-    "", "optimizer", "final", "over seeds", "behind (95%)", "steps to target", "time", "ms/step",
+    "", "optimizer", "final", "over seeds", "behind [95%]", "steps to target", "time", "ms/step",
     "state B/param",
 )  # fmt: skip
 
@@ -143,7 +143,7 @@ def number(x: float) -> str:
     """
     if not math.isfinite(x):
         return "diverged"
-    return f"{x:.4g}" if x == 0 or 1e-3 <= abs(x) < 1e5 else f"{x:.2g}"
+    return f"{x:.4g}" if x == 0 or 1e-3 <= abs(x) < 1e5 else f"{x:.3g}"
 
 
 def behind(lead: Lead | None) -> str:
@@ -155,9 +155,15 @@ def behind(lead: Lead | None) -> str:
     """
     if lead is None:
         return ""
-    sign, mark = ("", "×") if lead.factor else ("+", "")
-    text = f"{mark}{lead.mean:{sign}.3g}"
-    return text if math.isnan(lead.low) else f"{text} [{lead.low:{sign}.2g}, {lead.high:{sign}.2g}]"
+    if lead.factor:
+        mean, low, high = (
+            f"{x:.0f}" if 100 <= x < 1e5 else f"{x:.2g}" for x in (lead.mean, lead.low, lead.high)
+        )
+        text = f"×{mean}"
+    else:
+        low, high = f"{lead.low:+.2g}", f"{lead.high:+.2g}"
+        text = f"{lead.mean:+.3g}"
+    return text if math.isnan(lead.low) else f"{text} [{low}, {high}]"
 
 
 def verdict(standings: list[Standing], plan: Plan) -> Verdict:

@@ -228,16 +228,16 @@ def evaluate(task: Task, optimizer: torch.optim.Optimizer) -> float:
 
 
 def state_bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of tensors in the optimizer's state for each trainable entry.
+    """Bytes of optimizer state for each trainable entry; lone numbers, such as step counts, aside.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(100))
         >>> state_bytes_per_parameter(torch.optim.SGD([weight], lr=0.1))
         0.0
     """
-    entries = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    entries: int = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     held = (v for state in optimizer.state.values() for v in state.values())
-    size: float = sum(v.numel() * v.element_size() for v in held if isinstance(v, Tensor))
+    size = float(sum(v.nbytes for v in held if isinstance(v, Tensor) and v.dim()))
     return size / max(1, entries)
 
 
