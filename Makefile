@@ -23,7 +23,7 @@ demo: $(VENV)/.with-race
 	$(bin)/hasten race
 
 test: $(VENV)/.with-dev
-	$(test_environment) $(bin)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(test_environment) $(bin)/python -m pytest -n $(WORKERS) --dist worksteal -rs
 
 lint: $(VENV)/.with-dev
 	$(bin)/ruff check .

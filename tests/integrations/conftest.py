@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -39,3 +41,11 @@ def lightning_example() -> ModuleType:
 def trainer_example() -> ModuleType:
     """The example for the Hugging Face Trainer."""
     return _example("transformers_trainer", "transformers", "accelerate")
+
+
+@pytest.fixture
+def no_reminders() -> Iterator[None]:
+    """Make every warning of hasten's own an error: nothing was saved or evaluated at the wrong point."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(training mode|training point).*", category=UserWarning)
+        yield

@@ -30,7 +30,7 @@ BUILDERS = {
 }
 
 
-@pytest.mark.filterwarnings("error::UserWarning:hasten")
+@pytest.mark.usefixtures("no_reminders")
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     digits: ModuleType, name: str, tmp_path: Path

@@ -25,7 +25,7 @@ BUILDERS = {
 }
 
 
-@pytest.mark.filterwarnings("error::UserWarning:hasten")
+@pytest.mark.usefixtures("no_reminders")
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("eval_strategy", ["no", "steps"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
@@ -46,7 +46,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(
     assert whole.evaluate()["eval_loss"] == resumed.evaluate()["eval_loss"]
 
 
-@pytest.mark.filterwarnings("error::UserWarning:hasten")
+@pytest.mark.usefixtures("no_reminders")
 def test_checkpoints_hold_the_point_to_evaluate_and_plain_data(
     trainer_example: ModuleType, tmp_path: Path
 ) -> None:
