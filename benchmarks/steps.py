@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from pathlib import Path
@@ -72,6 +73,8 @@ def say(text: str) -> None:
 def main() -> None:
     """Measure, judge, write."""
     options = arguments()
+    # Asked to end, leave through the clean-up that stops the workers and removes their caches.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     patterns = [pattern.strip() for pattern in options.contenders.split(",") if pattern.strip()]
     try:
         chosen = contenders.selected(patterns)
@@ -100,11 +103,11 @@ def main() -> None:
     }
     for size in options.size.split(","):
         settings = Settings(size, options.rounds, options.threads, options.visit, not options.no_first_steps)
-        rows_of[size] = measure(chosen, settings, say)
-        report.picture(rows_of[size], options.out / f"steps-{size}.png")
-        record["rows"] = [dataclasses.asdict(row) for rows in rows_of.values() for row in rows]
-        write_atomically(options.out / "steps.json", json.dumps(record, indent=1) + "\n")
-        write_atomically(options.out / "steps.md", report.markdown(record, rows_of))
+        for rows_of[size] in measure(chosen, settings, say):
+            report.picture(rows_of[size], options.out / f"steps-{size}.png")
+            record["rows"] = [dataclasses.asdict(row) for rows in rows_of.values() for row in rows]
+            write_atomically(options.out / "steps.json", json.dumps(record, indent=1) + "\n")
+            write_atomically(options.out / "steps.md", report.markdown(record, rows_of))
         say(f"{size}: written to {options.out}")
 
 

@@ -98,7 +98,7 @@ class Claim:
         command = f"python -m benchmarks.claims.{self.name}"
         lines += [
             "",
-            f"Regenerate with `{command}` ({self.seconds:.0f} s, "
+            f"Regenerate with `{command}` ({self.seconds:.0f} s of processor time, "
             f"torch {torch.__version__}, {torch.get_num_threads()} threads).",
         ]
         return "\n".join(lines) + "\n"
@@ -133,14 +133,16 @@ def command_line(run: Callable[..., Claim], name: str) -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, as the tests use")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
-    started = time.perf_counter()
+    started = time.process_time()
     options.out.mkdir(parents=True, exist_ok=True)
     claim = run(quick=options.quick, folder=options.out)
-    claim.seconds = time.perf_counter() - started
+    claim.seconds = time.process_time() - started
     claim.write(options.out)
     for check in claim.checks:
         print(
             f"{'holds' if check.holds else 'FAILS'}  {check.statement}: "
             f"expected {check.expected}, measured {check.measured}"
         )
-    print(f"{claim.title}: {claim.verdict} ({claim.seconds:.0f} s) -> {options.out}/{name}.md")
+    print(
+        f"{claim.title}: {claim.verdict} ({claim.seconds:.0f} s of processor time) -> {options.out}/{name}.md"
+    )

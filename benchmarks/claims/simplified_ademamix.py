@@ -55,7 +55,7 @@ class Training:
     batch: int = 8
     tuning_seeds: tuple[int, ...] = (0, 1)
     fresh_seeds: tuple[int, ...] = (100, 101, 102, 103, 104)
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+    rates: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
     alphas: tuple[float, ...] = (2.0, 8.0)
 
 
@@ -150,13 +150,13 @@ def train(make: Make, task: Training, seed: int) -> tuple[float, float]:
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        final = model.loss(*spread_windows(text.validation, 512, CONTEXT)).item()
+        final = float(model.loss(*spread_windows(text.validation, 512, CONTEXT)))
     return final, state_floats(optimizer)
 
 
 def state_floats(optimizer: torch.optim.Optimizer) -> float:
     """Entries of state tensors shaped like their parameter, for each parameter entry."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
     held = sum(
         value.numel()
         for p in parameters
@@ -177,8 +177,11 @@ def compare(task: Training) -> tuple[dict[str, list[float]], dict[str, str], dic
             label: statistics.mean(train(make, task, seed)[0] for seed in task.tuning_seeds)
             for label, make in grid.items()
         }
-        settings[method] = min(tuned, key=lambda label: tuned[label])
-        final = [train(grid[settings[method]], task, seed) for seed in task.fresh_seeds]
+        best = min(tuned, key=lambda label: tuned[label])
+        final = [train(grid[best], task, seed) for seed in task.fresh_seeds]
+        edges = {f"lr {rate:g}" for rate in (task.rates[0], task.rates[-1])}
+        at_edge = best.split(",")[0] in edges
+        settings[method] = best + (" (edge of the rates)" if at_edge else "")
         losses[method] = [loss for loss, _ in final]
         floats[method] = final[0][1]
     return losses, settings, floats

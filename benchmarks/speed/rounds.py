@@ -140,7 +140,7 @@ def measure(contenders: list[Contender], settings: Settings, say: Callable[[str]
     with tempfile.TemporaryDirectory(prefix="steps-") as folder:
         for chunk in chunks(present, settings.size):
             _measure_chunk(chunk, rows, settings, Path(folder), say)
-    return list(rows.values())
+            yield [row for row in rows.values() if row.seconds or row.failure]
 
 
 def chunks(contenders: list[Contender], size: str) -> Iterator[list[Contender]]:

@@ -32,7 +32,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
 def parameters_of(size: str) -> list[Tensor]:
     """Parameters with gradients, the same numbers for every contender."""
     generator = torch.Generator().manual_seed(0)
-    found = []
+    found: list[Tensor] = []
     for shape in SHAPES[size]:
         parameter = torch.nn.Parameter(torch.randn(shape, generator=generator))
         parameter.grad = torch.randn(shape, generator=generator)
