@@ -8,13 +8,32 @@ learning rate never recompiles. Formulas for numbers are written with these func
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 Number: TypeAlias = Any
 """A Python float, or a 0-d float64 tensor while a step is being traced."""
+
+
+class Names:
+    """Values by name, as attributes: ``h.beta1``. (``types.SimpleNamespace`` cannot be traced by ``torch.compile``.)
+
+    Example:
+        >>> Names(beta1=0.9).beta1
+        0.9
+    """
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
 
 def log(x: Number) -> Number:

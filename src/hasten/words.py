@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from hasten.numbers import Number
+from hasten.numbers import Names, Number
 
 if TYPE_CHECKING:
-    from types import SimpleNamespace
-
     from hasten.schedules import Schedule
 
     Value: TypeAlias = float | Tensor | Schedule | Callable[[int], float]
@@ -161,7 +159,7 @@ class Part:
         """
         return {}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The numbers of the formula at step `k` = 1, 2, …, from hyperparameters `h`; may advance counters `c`."""
         return {}
 
@@ -169,7 +167,7 @@ class Part:
         """Terms to be summed over the tensor (or over all parameters) before the formula is applied."""
         return {}
 
-    def measured(self, h: SimpleNamespace, k: Number, c: SimpleNamespace, sums: SimpleNamespace) -> dict[str, Number]:
+    def measured(self, h: Names, k: Number, c: Names, sums: Names) -> dict[str, Number]:
         """Further numbers of the formula, known once the sums are."""
         return {}
 
@@ -209,7 +207,7 @@ class Momentum(Transform):
 
     word: ClassVar[str] = "momentum"
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """(beta, A, B) of ``m ← beta m + d; u = A m + B d`` at step `k`, or NotImplementedError if it is not one."""
         raise NotImplementedError
 
@@ -250,6 +248,6 @@ class Iterate(Part):
         """The training point, from the point to evaluate held in ``s.param``."""
         return s.param
 
-    def switch(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def switch(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The numbers of :meth:`evaluation` and :meth:`training` after `k` steps."""
         return {}

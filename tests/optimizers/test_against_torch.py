@@ -118,7 +118,7 @@ def test_a_checkpoint_of_torchs_continues_here(name):
     opt = theirs(model.parameters(), **{**kwargs, "lr": 0.01, "weight_decay": 0.2})
     steps(model, opt, 10)
     twin = copy.deepcopy(model)
-    other = ours(twin.parameters())
+    other = ours(twin.parameters(), **{k: v for k, v in kwargs.items() if k == "amsgrad"})
     other.load_state_dict(opt.state_dict())
     assert other.param_groups[0]["lr"] == 0.01
     assert distance(steps(twin, other, 20)[None], steps(model, opt, 20)[None]) < 1e-12

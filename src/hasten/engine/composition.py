@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from hasten.engine.formula import Formula
+from hasten.numbers import Names
 from hasten.transforms.step import WeightDecay
 from hasten.words import Buffer, Hyper, Iterate, Oracle, Part, Step, Transform
 
@@ -40,7 +40,8 @@ class Sentence:
         return " → ".join(type(part).__name__ for part in self.parts)
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a hyperparameter is stored in a parameter group: a key, and an index if the key holds a tuple."""
 
     key: str
@@ -122,7 +123,12 @@ class Composition:
         self._stages: dict[int | None, Formula] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.sentence, self.maximize)
+        return _rebuilt, (self.sentence, self.maximize)
+
+    def prepare(self) -> None:
+        """Build every pass now; a user's ``torch.compile`` of the step could not."""
+        for stop in (*self.measuring, None):
+            self.stage(stop)
 
     # -- hyperparameters ------------------------------------------------------------------------------------------
 
@@ -152,10 +158,10 @@ class Composition:
                 entries.setdefault(place.key, {})[place.index] = value
         return {k: tuple(v[i] for i in sorted(v)) if isinstance(v, dict) else v for k, v in entries.items()}
 
-    def values(self, group: dict[str, Any], number: Callable[[Any], Any]) -> list[SimpleNamespace]:
+    def values(self, group: dict[str, Any], number: Callable[[Any], Any]) -> list[Names]:
         """The hyperparameters of each part, read from a parameter group."""
         return [
-            SimpleNamespace(
+            Names(
                 **{
                     formal: number(place.read(group))
                     for formal, place in bound
@@ -183,11 +189,11 @@ class Composition:
     def number_names(self, i: int, *, measured: bool) -> tuple[str, ...]:
         """The names of the numbers of part `i`, with or without those that follow its measurement."""
         part = self.parts[i]
-        h = SimpleNamespace(**{x.name: _representative(getattr(part, x.name), x) for x in part.hypers()})
-        names = tuple(part.numbers(h, 1.0, SimpleNamespace(**part.counters())))
+        h = Names(**{x.name: _representative(getattr(part, x.name), x) for x in part.hypers()})
+        names = tuple(part.numbers(h, 1.0, Names(**part.counters())))
         if measured and part.measures:
-            sums = SimpleNamespace(**dict.fromkeys(self.sum_names(i), 1.0))
-            names += tuple(part.measured(h, 1.0, SimpleNamespace(**part.counters()), sums))
+            sums = Names(**dict.fromkeys(self.sum_names(i), 1.0), loss=1.0)
+            names += tuple(part.measured(h, 1.0, Names(**part.counters()), sums))
         return names
 
     def sum_names(self, i: int) -> tuple[str, ...]:
@@ -239,9 +245,10 @@ class Composition:
             s = _Entries(entries, {slot.formal: slot.name for slot in own})
             s.param, s.grad = param, grad
             prefix = f"{i}."
-            n = SimpleNamespace(**{k[len(prefix) :]: v for k, v in numbers.items() if k.startswith(prefix)})
+            n = Names(**{k[len(prefix) :]: v for k, v in numbers.items() if k.startswith(prefix)})
             if i == stop:
-                return _written(s, own), part.measure(d, s, n)
+                terms = part.measure(d, s, n)
+                return _written(s, own), terms
             if isinstance(part, Oracle):
                 for name in self.extra_inputs:
                     setattr(s, name, sign * entries[name] if self.maximize else entries[name])
@@ -258,7 +265,13 @@ class Composition:
         return writes, {}
 
 
-class _Entries(SimpleNamespace):
+def _rebuilt(sentence: Sentence, maximize: bool) -> Composition:
+    composition = Composition(sentence, maximize)
+    composition.prepare()
+    return composition
+
+
+class _Entries(Names):
     """The state as a formula sees it: the part's own buffers, looked up when first read."""
 
     def __init__(self, entries: Any, names: dict[str, str]) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +20,7 @@ from hasten.engine.stepping import run_step
 from hasten.engine.traced import traced_step
 from hasten.engine.two_points import switch, watch
 from hasten.iterates.plain import Plain
+from hasten.numbers import Names
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.schedules import Schedule
 from hasten.transforms.step import WeightDecay
@@ -105,6 +105,8 @@ class Optimizer(torch.optim.Optimizer):
         self.parameter_count = 0
         for name, place in self.places.items():
             self.check(name, place.read(defaults))
+        for composition in self.compositions:
+            composition.prepare()
         module = params if isinstance(params, nn.Module) else None
         super().__init__(module.named_parameters() if module is not None else _listed(params), defaults)
         if module is not None and self.has_evaluation_point:
@@ -239,7 +241,7 @@ class Optimizer(torch.optim.Optimizer):
     def _place(self, text: str) -> Place:
         return next(place for place in self.places.values() if str(place) == text)
 
-    def resolve(self, group: dict[str, Any]) -> tuple[dict[str, Any], dict[int, list[SimpleNamespace]]]:
+    def resolve(self, group: dict[str, Any]) -> tuple[dict[str, Any], dict[int, list[Names]]]:
         """A group's hyperparameters at the coming step, checked: entries to store, and values by part."""
         entries = self.scheduled(group)
         stored = {}
@@ -280,7 +282,7 @@ class Optimizer(torch.optim.Optimizer):
     # -- stepping -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # torch overloads it
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step. Gradients are read from ``p.grad`` and never changed.
 
         Args:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 from hasten.engine.composition import Composition
 from hasten.engine.formula import Formula, Layout, NoCompiler, Pass
 from hasten.engine.matrix import matrix_pass
+from hasten.numbers import Names
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
@@ -38,10 +38,10 @@ class Bucket:
     composition: Composition
     params: list[Tensor]
     counters: dict[str, float]
-    h: list[SimpleNamespace]
+    h: list[Names]
     ordinals: list[int]
     numbers: dict[str, float] = field(default_factory=dict)
-    after: list[SimpleNamespace] = field(default_factory=list)
+    after: list[Names] = field(default_factory=list)
 
     @property
     def k(self) -> float:
@@ -49,7 +49,7 @@ class Bucket:
         return self.counters["step"] + 1
 
 
-def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]]) -> None:
+def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]], loss: Any) -> None:
     """Move every parameter that has a gradient by one step."""
     active = _active(optimizer)
     if not _finite(optimizer, active):
@@ -63,7 +63,7 @@ def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]]) -> N
     passes = {(id(b), stop): _pass(optimizer, b, stop) for b in buckets for stop in (*b.composition.measuring, None)}
     for bucket in buckets:
         _start_positions(optimizer, bucket)
-    _measure_all(optimizer, buckets, passes, extras)
+    _measure_all(optimizer, buckets, passes, extras, loss)
     for bucket in buckets:
         if any(bucket.composition.parts[i].measures == "tensor" for i in bucket.composition.measuring):
             _run_one_by_one(optimizer, bucket, passes, extras)
@@ -119,7 +119,7 @@ def _finite(optimizer: Optimizer, active: list[list[tuple[int, Tensor]]]) -> boo
 def _buckets(
     optimizer: Optimizer,
     active: list[list[tuple[int, Tensor]]],
-    hypers: Sequence[tuple[dict[str, Any], dict[int, list[SimpleNamespace]]]],
+    hypers: Sequence[tuple[dict[str, Any], dict[int, list[Names]]]],
 ) -> list[Bucket]:
     buckets: list[Bucket] = []
     for group, found, (_, values) in zip(optimizer.param_groups, active, hypers, strict=True):
@@ -143,11 +143,11 @@ def _buckets(
     return buckets
 
 
-def _counters(bucket: Bucket, i: int) -> SimpleNamespace:
+def _counters(bucket: Bucket, i: int) -> Names:
     """The counters of part `i` as they stand before this step."""
     own = {c.formal: bucket.counters[c.name] for c in bucket.composition.counters if c.part == i}
     shared = {c.formal: float(bucket.group[c.name]) for c in bucket.composition.group_counters if c.part == i}
-    return SimpleNamespace(**own, **shared)
+    return Names(**own, **shared)
 
 
 def _numbers(bucket: Bucket) -> None:
@@ -159,7 +159,7 @@ def _numbers(bucket: Bucket) -> None:
         bucket.after.append(c)
 
 
-def _measured(bucket: Bucket, i: int, sums: SimpleNamespace) -> dict[str, float]:
+def _measured(bucket: Bucket, i: int, sums: Names) -> dict[str, float]:
     part, c = bucket.composition.parts[i], _counters(bucket, i)
     numbers = part.measured(bucket.h[i], bucket.k, c, sums)
     bucket.after[i] = c
@@ -167,7 +167,11 @@ def _measured(bucket: Bucket, i: int, sums: SimpleNamespace) -> dict[str, float]
 
 
 def _measure_all(
-    optimizer: Optimizer, buckets: list[Bucket], passes: dict[Any, Pass], extras: dict[str, dict[Tensor, Tensor]]
+    optimizer: Optimizer,
+    buckets: list[Bucket],
+    passes: dict[Any, Pass],
+    extras: dict[str, dict[Tensor, Tensor]],
+    loss: Any,
 ) -> None:
     """Run the measurements that sum over all parameters, part by part."""
     for composition in {id(b.composition): b.composition for b in buckets}.values():
@@ -181,8 +185,11 @@ def _measure_all(
                 for row in _run(optimizer, bucket, everything, i, passes[id(bucket), i], bucket.numbers, extras):
                     for name, value in zip(totals, row, strict=True):
                         totals[name] += value
+            sums = Names(**totals)
+            if composition.sentence.oracle.delivers_loss:
+                sums.loss = float(loss)
             for bucket in own:
-                bucket.numbers.update(_measured(bucket, i, SimpleNamespace(**totals)))
+                bucket.numbers.update(_measured(bucket, i, sums))
 
 
 def _run_one_by_one(
@@ -195,7 +202,7 @@ def _run_one_by_one(
         for i in composition.measuring:
             if composition.parts[i].measures == "tensor":
                 (row,) = _run(optimizer, bucket, [member], i, passes[id(bucket), i], numbers, extras)
-                sums = SimpleNamespace(**dict(zip(composition.sum_names(i), row, strict=True)))
+                sums = Names(**dict(zip(composition.sum_names(i), row, strict=True)))
                 numbers.update(_measured(bucket, i, sums))
         _run(optimizer, bucket, [member], None, passes[id(bucket), None], numbers, extras)
 

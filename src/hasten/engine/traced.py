@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hasten.engine.composition import Composition
+from hasten.numbers import Names
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
@@ -31,10 +31,10 @@ def traced_step(optimizer: Optimizer) -> None:
         for i in composition.measuring:
             rows = [run.measure(i) for run in own]
             if composition.parts[i].measures == "all":
-                total = {name: sum(row[name] for row in rows) for name in composition.sum_names(i)}
+                total = {name: torch.stack([row[name] for row in rows]).sum() for name in composition.sum_names(i)}
                 rows = [total for _ in own]
             for run, row in zip(own, rows, strict=True):
-                run.measured(i, SimpleNamespace(**row))
+                run.measured(i, Names(**row))
     for run in runs:
         run.move()
     for group in optimizer.param_groups:
@@ -53,7 +53,7 @@ class _Run:
         self.h = composition.values(optimizer.scheduled(group, _number), _number)
         self.k = self.state["step"] + 1
         self.numbers: dict[str, Any] = {}
-        self.after: list[SimpleNamespace] = []
+        self.after: list[Names] = []
         for i, part in enumerate(composition.parts):
             c = self._counters(i)
             for name, value in part.numbers(self.h[i], self.k, c).items():
@@ -65,14 +65,14 @@ class _Run:
                 buffer = self.state[slot.name]
                 buffer.copy_(torch.where(started, buffer, p.to(buffer.dtype)))
 
-    def _counters(self, i: int) -> SimpleNamespace:
+    def _counters(self, i: int) -> Names:
         own = {c.formal: self.state[c.name].clone() for c in self.composition.counters if c.part == i}
         shared = {c.formal: _number(self.group[c.name]) for c in self.composition.group_counters if c.part == i}
-        return SimpleNamespace(**own, **shared)
+        return Names(**own, **shared)
 
     def _tensors(self, stop: int | None) -> dict[str, Tensor]:
-        known = {"param": self.p, "grad": self.p.grad}
-        return {n: known.get(n, self.state.get(n)) for n in self.composition.stage(stop).inputs}
+        known: dict[str, Any] = {"param": self.p, "grad": self.p.grad}
+        return {n: known[n] if n in known else self.state[n] for n in self.composition.stage(stop).inputs}
 
     def _apply(self, stop: int | None) -> dict[str, Tensor]:
         formula, originals = self.composition.stage(stop), self._tensors(stop)
@@ -90,7 +90,7 @@ class _Run:
     def measure(self, i: int) -> dict[str, Tensor]:
         return self._apply(i)
 
-    def measured(self, i: int, sums: SimpleNamespace) -> None:
+    def measured(self, i: int, sums: Names) -> None:
         c = self._counters(i)
         for name, value in self.composition.parts[i].measured(self.h[i], self.k, c, sums).items():
             self.numbers[f"{i}.{name}"] = value

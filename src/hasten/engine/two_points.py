@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from hasten.engine.composition import Composition
+from hasten.numbers import Names
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
@@ -35,11 +35,11 @@ def _move(
     h = composition.values(group, float)[i]
     own = {x.formal: float(state[x.name]) for x in composition.counters if x.part == i}
     shared = {x.formal: float(group[x.name]) for x in composition.group_counters if x.part == i}
-    c = SimpleNamespace(**own, **shared)
-    n = SimpleNamespace(**iterate.switch(h, float(state["step"]), c))
+    c = Names(**own, **shared)
+    n = Names(**iterate.switch(h, float(state["step"]), c))
     buffers = {slot.formal: state[slot.name] for slot in composition.slots if slot.part == i}
     wide = torch.promote_types(p.dtype, torch.float32)
-    s = SimpleNamespace(param=p.detach().to(wide), **buffers)
+    s = Names(param=p.detach().to(wide), **buffers)
     p.copy_(iterate.training(s, n) if to_training else iterate.evaluation(s, n))
 
 

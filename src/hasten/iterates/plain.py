@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from hasten.numbers import Number
+from hasten.numbers import Names, Number
 from hasten.words import NONNEGATIVE, Entry, Iterate, Value, hyper
 
 
@@ -17,7 +16,7 @@ class Plain(Iterate):
     lr: Value = hyper(1e-3, NONNEGATIVE, "learning rate")
     formula: ClassVar[str] = "y ← y − lr · u"
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The learning rate."""
         return {"lr": h.lr}
 

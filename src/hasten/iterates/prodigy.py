@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from hasten.numbers import Number, maximum, minimum, sqrt, where
+from hasten.numbers import Names, Number, maximum, minimum, sqrt, where
 from hasten.transforms.momentum import average
 from hasten.words import NONNEGATIVE, POSITIVE, UNIT, Buffer, Entry, Interval, Iterate, Value, hyper
 
@@ -52,7 +51,7 @@ class DistanceEstimate(Iterate):
         """The estimate d, its numerator r and its largest value; 0 stands for d0."""
         return {"d": 0.0, "d_max": 0.0, "d_numerator": 0.0}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights by the estimate as it stands before this step."""
         d = where(c.d > 0, c.d, h.d0)
         step = d * h.lr * (sqrt(1 - h.beta2**k) / (1 - h.beta1**k) if self.use_bias_correction else 1.0)
@@ -71,9 +70,9 @@ class DistanceEstimate(Iterate):
         s.s = n.decay_s * s.s + n.new_s * d
         return {"progress": d * (s.p0 - s.param), "norm": torch.abs(s.s)}
 
-    def measured(self, h: SimpleNamespace, k: Number, c: SimpleNamespace, sums: SimpleNamespace) -> dict[str, Number]:
+    def measured(self, h: Names, k: Number, c: Names, sums: Names) -> dict[str, Number]:
         """The new estimate."""
-        n = SimpleNamespace(**self.numbers(h, k, c))
+        n = Names(**self.numbers(h, k, c))
         d, d_max = n.d, where(c.d_max > 0, c.d_max, h.d0)
         numerator = n.decay_s * c.d_numerator + n.d / h.d0 * n.step * sums.progress
         found = where(sums.norm > 0, sums.norm, 1.0)

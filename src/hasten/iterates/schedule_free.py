@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from hasten.numbers import Number, maximum, minimum, where
+from hasten.numbers import Names, Number, maximum, minimum, where
 from hasten.words import ANY, NONNEGATIVE, Buffer, Entry, Interval, Iterate, Value, hyper
 
 
@@ -39,7 +38,7 @@ class ScheduleFree(Iterate):
         """The sum of the averaging weights, and the largest learning rate so far."""
         return {"weight_sum": 0.0, "lr_max": 0.0}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The learning rate and the averaging weight of this step."""
         warmup = where(h.warmup_steps > 0, k / maximum(h.warmup_steps, 1.0), 1.0)
         lr = h.lr * minimum(1.0, warmup)
@@ -67,7 +66,7 @@ class ScheduleFree(Iterate):
         s.z = z - n.lr * d
         return y
 
-    def switch(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def switch(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """How far x lies from y, and y from x, along z."""
         return {"to_x": 1 - 1 / h.momentum, "to_y": 1 - h.momentum}
 

@@ -10,10 +10,9 @@ The parameter holds y; one buffer holds D = z − x, from which both other seque
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
-from hasten.numbers import Number, sqrt
+from hasten.numbers import Names, Number, sqrt
 from hasten.words import NONNEGATIVE, POSITIVE, Buffer, Entry, Interval, Iterate, Value, hyper
 
 
@@ -42,7 +41,7 @@ class ThreeSequences(Iterate):
         "y = (1−a)x + a z;  z ← (1−b)z + b y − γ d;  x ← p x + q z + (1−p−q) y − δ d;  evaluate at x"
     )
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """The coefficients of step `k` = 1, 2, … and the next step's `a`; may advance counters."""
         raise NotImplementedError
 
@@ -54,7 +53,7 @@ class ThreeSequences(Iterate):
         """How much of D separates the training point from the one to evaluate."""
         return {"output": 0.0}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The coefficients of the two-buffer form."""
         g, ahead = self.coupling(h, k, c)
         c.output = self.output(h, ahead)
@@ -66,7 +65,7 @@ class ThreeSequences(Iterate):
             "a": ahead,
         }
 
-    def output(self, h: SimpleNamespace, ahead: Number) -> Number:
+    def output(self, h: Names, ahead: Number) -> Number:
         """The multiple of D to subtract from y to get the point to evaluate."""
         return ahead
 
@@ -76,7 +75,7 @@ class ThreeSequences(Iterate):
         s.difference = n.R * before - n.S * d
         return s.param + n.K * before + n.a * s.difference - n.U * d
 
-    def switch(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def switch(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The multiple of D between both points."""
         return {"output": c.output}
 
@@ -100,7 +99,7 @@ class Kidambi(ThreeSequences):
     two_points: ClassVar[bool] = False
     formula: ClassVar[str] = "three sequences with b = c²ξ/κ, a = b/(c+b), γ = cξ lr, δ = lr; evaluate at y"
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Constant coefficients."""
         b = h.small_const**2 * h.xi / h.kappa
         a = b / (h.small_const + b)
@@ -122,7 +121,7 @@ class Jain(ThreeSequences):
         "three sequences with α = s/(1+s), s = 3√(5κκ̃): a = 1−α, b = 1/(9√(κκ̃)), γ = κ/(3√5 R²√(κκ̃)), δ = 1/(5R²)"
     )
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Constant coefficients."""
         root = sqrt(h.condition * h.statistical_condition)
         a = 1 / (1 + 3 * 5**0.5 * root)
@@ -147,7 +146,7 @@ class Canonical(ThreeSequences):
         "evaluate at x = y + A m"
     )
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Constant coefficients, with b = 0."""
         q = sqrt(h.strong_convexity / h.smoothness)
         short = h.lr / (h.noise * h.smoothness)
@@ -172,7 +171,7 @@ class VaswaniConvex(ThreeSequences):
         """γ and a of the last step."""
         return {**super().counters(), "gamma": 0.0, "a": 0.0}
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Growing long steps."""
         short = 1 / (h.noise * h.smoothness)
         gamma = _next_gamma(c.gamma, h.noise)
@@ -212,7 +211,7 @@ class StrongGrowth(ThreeSequences):
         """G; 0 stands for its initial value."""
         return {**super().counters(), "growth_state": self.gamma0 or 0.0}
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Coefficients from the recursion of G."""
         mu, eta = h.strong_convexity, 1 / (h.growth * h.smoothness)
         state = c.growth_state if self.gamma0 is not None else mu
@@ -248,7 +247,7 @@ class Mass(ThreeSequences):
         "w' = u − η g;  v' = (1−α)v + αu − η/(α κ̃) g;  u' = (αv' + w')/(1+α);  evaluate at w"
     )
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Constant coefficients."""
         a = h.alpha / (1 + h.alpha)
         return Coupling(a, h.alpha, gamma=h.lr / (h.alpha * h.kappa_t), delta=h.lr), a
@@ -267,7 +266,7 @@ class TripleMomentum(ThreeSequences):
         "y = (1+γ)ξ − γξ_prev;  evaluate at (1+δ)ξ − δξ_prev"
     )
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Constant coefficients, with b = 0."""
         r, beta, gamma = self._constants(h)
         step = h.lr * (1 + r) / h.smoothness
@@ -275,13 +274,13 @@ class TripleMomentum(ThreeSequences):
         long = step * (1 + gamma - gamma / beta)
         return Coupling(1 - beta, 0.0, gamma=short + long / (1 - beta), delta=short), 1 - beta
 
-    def output(self, h: SimpleNamespace, ahead: Number) -> Number:
+    def output(self, h: Names, ahead: Number) -> Number:
         """(δ−γ)α m in units of D, where D = −(A/(1−β)) m."""
         r, beta, gamma = self._constants(h)
         return -(r**2 / (1 - r**2) - gamma) * (1 - beta) / (1 + gamma - gamma / beta)
 
     @staticmethod
-    def _constants(h: SimpleNamespace) -> tuple[Number, Number, Number]:
+    def _constants(h: Names) -> tuple[Number, Number, Number]:
         r = 1 - sqrt(h.strong_convexity / h.smoothness)
         return r, r**2 / (2 - r), r**2 / ((1 + r) * (2 - r))
 
@@ -296,7 +295,7 @@ class LinearCoupling(ThreeSequences):
         "α_{t+1} = (t+2)/(2L), τ_t = 1/(α_{t+1}L):  three sequences with a = τ_t, b = 0, γ = α_{t+1}, δ = 1/L"
     )
 
-    def coupling(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> tuple[Coupling, Number]:
+    def coupling(self, h: Names, k: Number, c: Names) -> tuple[Coupling, Number]:
         """Growing long steps; t = k − 1."""
         long = (k + 1) / (2 * h.smoothness)
         return Coupling(2 / (k + 1), 0.0, gamma=h.lr * long, delta=h.lr / h.smoothness), 2 / (k + 2)

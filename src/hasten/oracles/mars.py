@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from hasten.numbers import Number
+from hasten.numbers import Names, Number
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.words import NONNEGATIVE, UNIT, Buffer, Entry, Oracle, Value, hyper
 
@@ -39,7 +38,7 @@ class Mars(Oracle):
         """The previous gradient, or the previous parameter."""
         return {"previous_param": Buffer("param", exact=True)} if self.exact else {"previous_grad": Buffer()}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The multiple of the change."""
         return {"scale": h.gamma * h.beta1 / (1 - h.beta1)}
 
@@ -64,7 +63,7 @@ class Mars(Oracle):
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         current = [p.detach().clone() for p in params]
         random_state = torch.get_rng_state()
-        cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        cuda_states = {d: torch.cuda.get_rng_state(d) for d in {p.device for p in params} if d.type == "cuda"}
         try:
             for p in params:
                 if p in optimizer.state and optimizer.state[p]["step"] > 0:
@@ -76,8 +75,8 @@ class Mars(Oracle):
                 p.detach().copy_(value)
         before = {p: p.grad.detach().clone() for p in params if p.grad is not None}
         torch.set_rng_state(random_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        for device, state in cuda_states.items():
+            torch.cuda.set_rng_state(state, device)
         loss, _ = super().observe(optimizer, closure)
         return loss, {"grad_before": before}
 

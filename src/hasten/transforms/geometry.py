@@ -7,14 +7,13 @@ momentum came before.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from hasten.numbers import Number, maximum, sqrt, where
+from hasten.numbers import Names, Number, maximum, sqrt, where
 from hasten.transforms.momentum import average
-from hasten.words import FRACTION, NONNEGATIVE, POSITIVE, UNIT, ANY, Buffer, Entry, Geometry, Value, hyper
+from hasten.words import ANY, FRACTION, NONNEGATIVE, POSITIVE, UNIT, Buffer, Entry, Geometry, Value, hyper
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class SecondMoment(Geometry):
         """The average of squares, and its running maximum."""
         return {"exp_avg_sq": Buffer(), **({"max_exp_avg_sq": Buffer()} if self.maximum else {})}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weight of the new square, the root of the bias correction, and eps in the same units."""
         correction = sqrt(1 - h.beta2**k)
         root = correction if self.debias else 1.0
@@ -69,7 +68,7 @@ class QuasiHyperbolicSecondMoment(SecondMoment):
     nu2: Value = hyper(1.0, FRACTION, "weight of the average of squares against the current square")
     formula: ClassVar[str] = "v ← β₂ v + (1−β₂) g²;  u = d / (√(ν₂ v/(1−β₂ᵏ) + (1−ν₂) g²) + ε)"
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of the average and of the current square."""
         return {"beta": h.beta2, "weight": 1 - h.beta2, "slow": h.nu2 / (1 - h.beta2**k), "now": 1 - h.nu2, "eps": h.eps}
 
@@ -91,7 +90,7 @@ class InfinityNorm(Geometry):
         """The decayed maximum."""
         return {"exp_inf": Buffer()}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Decay and eps."""
         return {"beta": h.beta2, "eps": h.eps}
 
@@ -114,7 +113,7 @@ class RectifiedSecondMoment(SecondMoment):
         "u = d · r_k √(1−β₂ᵏ)/(√v + ε) if ρ_k > 5, else d;  r_k² = (ρ_k−4)(ρ_k−2)ρ_∞/((ρ_∞−4)(ρ_∞−2)ρ_k)"
     )
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The rectifier, or a plain factor while it is not defined."""
         numbers = super().numbers(h, k, c)
         limit = 2 / (1 - h.beta2) - 1
@@ -146,7 +145,7 @@ class BoundedSecondMoment(SecondMoment):
         "f = final_lr/base_lr"
     )
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Adam's rate and the bounds, in units of the learning rate."""
         final = h.final_lr / h.base_lr
         return {
@@ -233,7 +232,7 @@ class FactoredSecondMoment(Geometry):
             "variance": Buffer(shape=_vector),
         }
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weight of the new squares, and the clip."""
         return {"weight": k**h.beta2_decay, "clip": h.clip}
 

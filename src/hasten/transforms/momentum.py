@@ -7,10 +7,9 @@ Throughout, `d` is the incoming direction (the gradient, unless another transfor
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
-from hasten.numbers import Number, where
+from hasten.numbers import Names, Number, where
 from hasten.words import FRACTION, NONNEGATIVE, UNIT, Buffer, Entry, Momentum, Value, hyper
 
 
@@ -38,7 +37,7 @@ class EMA(Momentum):
         """The average."""
         return {"exp_avg": Buffer()}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weight of the new direction, and the bias correction."""
         return {"weight": 1 - h.beta1, "correction": 1 - h.beta1**k if self.debias else 1.0}
 
@@ -47,7 +46,7 @@ class EMA(Momentum):
         s.exp_avg = average(s.exp_avg, d, n.weight)
         return s.exp_avg / n.correction if self.debias else s.exp_avg
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """``m/(1−β) = Σ βʲ d``, so A = (1−β)/(1−βᵏ) and B = 0."""
         return h.beta1, (1 - h.beta1) / (1 - h.beta1**k if self.debias else 1.0), 0.0
 
@@ -68,7 +67,7 @@ class HeavyBall(Momentum):
         """The sum."""
         return {"momentum_buffer": Buffer()}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of the buffer and of the new direction."""
         return {"momentum": h.momentum, "weight": where(k == 1, 1.0, 1 - h.dampening)}
 
@@ -77,7 +76,7 @@ class HeavyBall(Momentum):
         s.momentum_buffer = n.momentum * s.momentum_buffer + n.weight * d
         return d + n.momentum * s.momentum_buffer if self.nesterov else s.momentum_buffer
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """A = 1, B = 0 for the heavy ball; A = μ, B = 1 for Nesterov."""
         weight = 1 - h.dampening
         return (h.momentum, h.momentum * weight, 1.0) if self.nesterov else (h.momentum, weight, 0.0)
@@ -99,7 +98,7 @@ class QuasiHyperbolic(Momentum):
         """The average."""
         return {"exp_avg": Buffer()}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of the average and of the current direction."""
         correction = 1 - h.momentum**k if self.debias else 1.0
         return {"weight": 1 - h.momentum, "slow": h.nu / correction, "now": 1 - h.nu}
@@ -109,7 +108,7 @@ class QuasiHyperbolic(Momentum):
         s.exp_avg = average(s.exp_avg, d, n.weight)
         return n.slow * s.exp_avg + n.now * d
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """A = ν(1−β), B = 1−ν."""
         correction = 1 - h.momentum**k if self.debias else 1.0
         return h.momentum, h.nu * (1 - h.momentum) / correction, 1 - h.nu
@@ -130,7 +129,7 @@ class Interpolation(Momentum):
         """The average."""
         return {"exp_avg": Buffer()}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of the current direction in the step and in the average."""
         return {"now": 1 - h.beta1, "weight": 1 - h.beta2}
 
@@ -140,7 +139,7 @@ class Interpolation(Momentum):
         s.exp_avg = average(s.exp_avg, d, n.weight)
         return u
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """ν = β₁/β₂ (a negative B when β₁ > β₂)."""
         nu = h.beta1 / h.beta2
         return h.beta2, nu * (1 - h.beta2), 1 - nu
@@ -169,7 +168,7 @@ class NesterovMoment(Momentum):
         """The product of the momentum schedule so far."""
         return {"mu_product": 1.0}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of the average and of the current direction."""
         if self.schedule == "optax":
             now, ahead = h.beta1, h.beta1
@@ -188,9 +187,9 @@ class NesterovMoment(Momentum):
         s.exp_avg = average(s.exp_avg, d, n.weight)
         return n.slow * s.exp_avg + n.now * d
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """The weights of step `k`, from the recursion of the momentum schedule."""
-        c = SimpleNamespace(**self.counters())
+        c = Names(**self.counters())
         for step in range(1, k + 1):
             n = self.numbers(h, step, c)
         return h.beta1, n["slow"] * n["weight"], n["now"]
@@ -216,7 +215,7 @@ class Accumulation(Momentum):
         """The total weight collected by the sum."""
         return {"weight_sum": 0.0}
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Decay, weight of the current direction, and the total weight."""
         c.weight_sum = h.beta1 * c.weight_sum + 1
         return {"beta": h.beta1, "alpha": h.alpha, "total": c.weight_sum if self.debias else 1.0}
@@ -227,7 +226,7 @@ class Accumulation(Momentum):
         u = s.exp_avg + n.alpha * d
         return u / n.total if self.debias else u
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """A = 1, B = α (divided by the total weight if debiased)."""
         total = sum(h.beta1**j for j in range(k)) if self.debias else 1.0
         return h.beta1, 1 / total, h.alpha / total
@@ -251,7 +250,7 @@ class TwoMomenta(Momentum):
         slow = {"exp_avg_slow": Buffer()}
         return {"exp_avg_fast": Buffer(), **slow} if self.fast else slow
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of both averages."""
         if not self.fast and h.beta1 != 0:
             raise ValueError(f"beta1 = {h.beta1} needs the fast average, which this optimizer was built without")
@@ -270,7 +269,7 @@ class TwoMomenta(Momentum):
         s.exp_avg_fast = average(s.exp_avg_fast, d, n.fast_weight)
         return s.exp_avg_fast / n.correction + n.alpha * s.exp_avg_slow
 
-    def linear(self, h: SimpleNamespace, k: int) -> tuple[float, float, float]:
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """With β₁ = 0: A = α(1−β₃), B = 1. With β₁ > 0 the system is driven by the fast average f (once its bias
         correction has died out): α e_{β₃}(d) is then α(P f + S e_{β₃}(f))."""
         through = (1 - h.beta3) * h.beta1 / ((1 - h.beta1) * h.beta3)

@@ -7,12 +7,11 @@ stands after them changes the step. So weight decay placed first is the L2 penal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
 
-from hasten.numbers import Number, maximum, minimum, sqrt, where
+from hasten.numbers import Names, Number, maximum, minimum, sqrt, where
 from hasten.words import NONNEGATIVE, POSITIVE, Entry, Step, Value, hyper
 
 
@@ -30,7 +29,7 @@ class WeightDecay(Step):
     weight_decay: Value = hyper(0.0, NONNEGATIVE, "weight of the parameter in the direction")
     formula: ClassVar[str] = "u = d + λ y"
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The weight."""
         return {"weight_decay": h.weight_decay}
 
@@ -46,7 +45,7 @@ class Scale(Step):
     factor: Value = hyper(1.0, NONNEGATIVE, "factor on the direction")
     formula: ClassVar[str] = "u = c d"
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The factor."""
         return {"factor": h.factor}
 
@@ -63,7 +62,7 @@ class _ClipNorm(Step):
         """Squares of the direction."""
         return {"square": d * d}
 
-    def measured(self, h: SimpleNamespace, k: Number, c: SimpleNamespace, sums: SimpleNamespace) -> dict[str, Number]:
+    def measured(self, h: Names, k: Number, c: Names, sums: Names) -> dict[str, Number]:
         """The factor that brings the norm down to the largest allowed."""
         return {"factor": h.max_norm / maximum(sqrt(sums.square), h.max_norm)}
 
@@ -100,7 +99,7 @@ class RelativeStep(Step):
     grain: ClassVar[Literal["element", "matrix"]] = "matrix"
     formula: ClassVar[str] = "u = max(ε₂, RMS(y)) · min(1, 1/(lr √k)) · d"
 
-    def numbers(self, h: SimpleNamespace, k: Number, c: SimpleNamespace) -> dict[str, Number]:
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """The relative step in units of the learning rate, and the floor."""
         return {"relative": minimum(1.0, 1 / (where(h.lr > 0, h.lr, 1.0) * sqrt(k))), "eps2": h.eps2}
 
