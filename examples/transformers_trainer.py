@@ -82,7 +82,6 @@ def trainer_of(
         disable_tqdm=True,
         use_cpu=True,
         logging_strategy="no",
-        max_grad_norm=0.0,
     )
     return Trainer(
         model=model,

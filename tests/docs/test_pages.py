@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import hasten
+from hasten.engine.stepping import COMPILE_FROM
 from hasten.optimizers import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,7 @@ def test_the_engines_table_has_every_argument() -> None:
     page = (ROOT / "docs" / "engine.md").read_text()
     documented = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert documented == list(hasten.EngineOptions.__annotations__)
+    assert f"{COMPILE_FROM:,} parameters" in page
 
 
 def test_the_schedules_table_has_every_schedule() -> None:
