@@ -1,5 +1,6 @@
 """Iterates: where the parameter lives, and how a direction moves it."""
 
+from hasten.iterates.estimated import EstimatedCanonical
 from hasten.iterates.plain import Plain
 from hasten.iterates.prodigy import DistanceEstimate
 from hasten.iterates.schedule_free import ScheduleFree
@@ -20,6 +21,7 @@ __all__ = [
     "Canonical",
     "Coupling",
     "DistanceEstimate",
+    "EstimatedCanonical",
     "Jain",
     "Kidambi",
     "LinearCoupling",
