@@ -135,6 +135,13 @@ def test_durations_that_are_none(text: str) -> None:
 
 def test_the_number_of_steps_keeps_to_the_budget() -> None:
     paces = [Pace(1.0, 0.02), Pace(1.0, 0.03)]
-    steps = steps_within(60.0, paces, 0.05, runs_each=3, evaluations=20)
+    steps, evaluations = steps_within(60.0, paces, 0.05, runs_each=3, evaluations=20)
     used = 3 * (steps * 0.05 + 2 * 21 * 0.05)
     assert 50 < used <= 60
+    assert evaluations == 20
+
+
+def test_costly_evaluations_become_fewer() -> None:
+    steps, evaluations = steps_within(60.0, [Pace(1.0, 0.01)], 1.0, runs_each=1, evaluations=40)
+    assert evaluations == 19
+    assert steps * 0.01 + (evaluations + 1) * 1.0 <= 60

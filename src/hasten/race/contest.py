@@ -65,7 +65,7 @@ def race(
         trials: learning rates to try for every optimizer first, each at full length.
         search: how those are chosen, "random", "optuna" or "grid".
         target: evaluation whose crossing is timed; the level that all reached where None.
-        evaluations: points on every curve.
+        evaluations: points on every curve (fewer where they would eat up the budget).
         threads: torch's number of threads; as it is where None.
         out: folder of the race, which must not hold one already; ``race/TASK-TIME`` where None.
         observer: told about progress.
@@ -115,7 +115,8 @@ def race(
     if steps is None:
         left = seconds - (time.monotonic() - started) - REPORT_SECONDS
         runs_each = len(numbers) + trials
-        steps = steps_within(left, list(paces.values()), evaluation, runs_each, evaluations)
+        pace = list(paces.values())
+        steps, evaluations = steps_within(left, pace, evaluation, runs_each, evaluations)
         if budget is None and source.steps is not None:
             steps = min(steps, source.steps)
     contenders = settle_all(entrants, source, sample, steps)

@@ -149,7 +149,9 @@ def _draw(surface: Surface, trajectories: list[Trajectory], steps: int) -> Figur
     axes.set_title(f"{surface.name}, {steps} steps", loc="left", fontweight="bold")
     heights.set_yscale("log")
     start = float(surface(torch.tensor(surface.start, dtype=torch.float64))) - surface.minimum
-    heights.set_ylim(top=start * 5)
+    # A way may cross the minimum by chance; the picture is of where it stays.
+    ends = [float(way.heights[-1]) for way in trajectories if float(way.heights[-1]) > 0]
+    heights.set_ylim(min([start, *ends]) / 10, start * 5)
     heights.set_xlabel("steps")
     heights.set_title("height above the minimum", loc="left", fontsize=10.5)
     heights.grid(visible=True)
@@ -164,7 +166,7 @@ def _contours(axes: Axes, surface: Surface) -> None:
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     # The logarithm shows the floor of a valley and its walls at once.
     height = torch.log10(surface(grid) - surface.minimum + 1e-2)
-    axes.contourf(x.numpy(), y.numpy(), height.numpy(), LEVELS, cmap="bone_r", alpha=0.5)
+    axes.contourf(x.numpy(), y.numpy(), height.numpy(), LEVELS, cmap="Greys", alpha=0.45)
     axes.contour(x.numpy(), y.numpy(), height.numpy(), LEVELS, colors="white", linewidths=0.4)
     for minimum in surface.minima:
         axes.plot(*minimum, "*", color="#f5c400", ms=15, mec="#3a3f45", mew=0.8, zorder=6)
@@ -202,15 +204,31 @@ def _animate(surface: Surface, trajectories: list[Trajectory], steps: int, path:
             head.set_data(xs[until - 1 : until], ys[until - 1 : until])
         title.set_text(f"{surface.name}, step {step}")
         canvas.draw()
-        images.append(Image.fromarray(_pixels(canvas)).quantize(96, dither=Image.Dither.NONE))
+        images.append(Image.fromarray(_pixels(canvas)))
     buffer = io.BytesIO()
     durations = [70] * FRAMES + [2000]
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)
+    first, *rest = _few_colours(images, len(trajectories))
+    first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
     try:
         write_atomically(path, buffer.getvalue())
     except OSError as error:
         raise RaceError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def _few_colours(images: list[Any], contenders: int) -> list[Any]:
+    """The images in one palette of 255 colours, in which thin lines keep theirs: every contender's
+    colour is given an area of its own when the palette is chosen."""
+    from PIL import Image
+
+    width, height = images[-1].size
+    chart = Image.new("RGB", (width, height + 30 * contenders))
+    chart.paste(images[-1], (0, 0))
+    for place in range(contenders):
+        top = height + 30 * place
+        chart.paste(Image.new("RGB", (width, 30), style(place)[0]), (0, top))
+    palette = chart.quantize(255, dither=Image.Dither.NONE)
+    return [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
 
 
 def _pixels(canvas: Any) -> Any:

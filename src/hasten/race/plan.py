@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -146,28 +147,39 @@ def measure_pace(source: TaskSource, contender: Contender) -> tuple[Pace, float]
         with blaming(source, f"training with {contender.label}"):
             for _ in range(WARM_UP_STEPS + TIMED_STEPS):
                 clock.step(task, optimizer, batches)
-            started = time.perf_counter()
-            evaluate(task, optimizer)
-        evaluation = time.perf_counter() - started
+            evaluation = min(_seconds(lambda: evaluate(task, optimizer)) for _ in range(2))
     step = clock.median_ms(clock.whole[WARM_UP_STEPS:]) / 1e3
     return Pace(clock.whole[0], step), evaluation
 
 
+def _seconds(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
 def steps_within(
     seconds: float, paces: list[Pace], evaluation: float, runs_each: int, evaluations: int
-) -> int:
-    """How many steps every run may take so that all of them fit into ``seconds``.
+) -> tuple[int, int]:
+    """How many steps every run may take, and how often to evaluate, so that all fits in ``seconds``.
 
-    Rounded down to two digits; at least ten.
+    Evaluations become fewer, down to four, where they would take more than a third of the time.
+    Steps are rounded down to two digits; at least ten.
 
     Example:
         >>> steps_within(100.0, [Pace(1.0, 0.01)] * 5, 0.1, runs_each=2, evaluations=10)
-        890
+        (890, 10)
+        >>> steps_within(100.0, [Pace(1.0, 0.01)] * 5, 1.0, runs_each=2, evaluations=10)
+        (500, 4)
     """
-    left = seconds / runs_each - len(paces) * evaluation * (evaluations + 1)
+    each = seconds / runs_each
+    once = len(paces) * evaluation
+    affordable = int(each / 3 / once) - 1 if once else evaluations
+    evaluations = min(evaluations, max(4, affordable))
+    left = each - once * (evaluations + 1)
     steps = int(left / sum(pace.step for pace in paces))
     unit = max(1, 10 ** (len(str(steps)) - 2)) if steps > 0 else 1
-    return max(10, steps // unit * unit)
+    return max(10, steps // unit * unit), evaluations
 
 
 def environment() -> dict[str, str]:
