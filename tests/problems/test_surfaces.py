@@ -37,7 +37,7 @@ def test_minima_are_stationary_and_lowest(name: str) -> None:
         # Ackley's funnel has a kink at its bottom: there the value is enough.
         point = torch.tensor(minimum, dtype=torch.float64, requires_grad=True)
         value = surface(point)
-        assert float(value) == pytest.approx(surface.minimum, abs=1e-9)
+        assert value.item() == pytest.approx(surface.minimum, abs=1e-9)
         if name != "ackley":
             (slope,) = torch.autograd.grad(value, point)
             assert slope.abs().max() < 1e-3

@@ -84,13 +84,13 @@ def race(
     started = time.monotonic()
     observer = observer or Observer()
     source = find_task(task)
+    if optimizers is not None and not isinstance(optimizers, str):
+        optimizers = list(optimizers)
     entrants = parse_entrants(source.entrants if optimizers is None else optimizers)
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers or len(set(numbers)) < len(numbers):
         raise RaceError(f"seeds={seeds!r} must be at least one, all different")
-    for name, value, least in (("steps", steps, 1), ("trials", trials, 0), ("threads", threads, 1)):
-        if value is not None and value < least:
-            raise RaceError(f"{name}={value} must be at least {least}")
+    _check_numbers(steps=(steps, 1), trials=(trials, 0), threads=(threads, 1), evaluations=(evaluations, 1))
     if search not in SEARCHES:
         raise RaceError(f"search={search!r} must be one of {', '.join(SEARCHES)}")
     seconds = parse_duration(DEFAULT_BUDGET if budget is None else budget)
@@ -106,16 +106,10 @@ def race(
     provisional = settle_all(entrants, source, sample, 1000)
     check(provisional)
     store.create()
-    observer.measuring(len(provisional))
-    paces: dict[str, Pace] = {}
-    evaluation = 0.0
-    for contender in provisional:
-        paces[contender.label], evaluation = measure_pace(source, contender)
-        observer.measured(contender.label)
+    paces, evaluation = _measure(source, provisional, observer)
     if steps is None:
         left = seconds - (time.monotonic() - started) - REPORT_SECONDS
-        runs_each = len(numbers) + trials
-        pace = list(paces.values())
+        pace, runs_each = list(paces.values()), len(numbers) + trials
         steps, evaluations = steps_within(left, pace, evaluation, runs_each, evaluations)
         if budget is None and source.steps is not None:
             steps = min(steps, source.steps)
@@ -123,7 +117,17 @@ def race(
     plan = Plan(
         task=source.name,
         title=source.title,
-        command=command or f"hasten.race.race({task!r}, ...)",
+        command=command
+        or _call(
+            task,
+            optimizers,
+            seeds=seeds,
+            steps=steps,
+            trials=trials,
+            search=search,
+            target=target,
+            threads=threads,
+        ),
         contenders=tuple(contenders),
         seeds=numbers,
         steps=steps,
@@ -143,6 +147,31 @@ def race(
     )
     store.write_plan(plan.to_json())
     return _run_plan(plan, source, store, observer)
+
+
+def _check_numbers(**asked: tuple[int | None, int]) -> None:
+    for name, (value, least) in asked.items():
+        if value is not None and value < least:
+            raise RaceError(f"{name}={value} must be at least {least}")
+
+
+def _measure(
+    source: TaskSource, contenders: list[Contender], observer: Observer
+) -> tuple[dict[str, Pace], float]:
+    """The pace of every contender, and the seconds of one evaluation."""
+    observer.measuring(len(contenders))
+    paces: dict[str, Pace] = {}
+    evaluation = 0.0
+    for contender in contenders:
+        paces[contender.label], evaluation = measure_pace(source, contender)
+        observer.measured(contender.label)
+    return paces, evaluation
+
+
+def _call(task: str, optimizers: str | Iterable[str] | None, **options: object) -> str:
+    """The call that would race the same race again, with the number of steps that was chosen."""
+    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
+    return f"hasten.race.race({', '.join([repr(task), repr(optimizers), *given])})"
 
 
 def resume(out: str | Path | None = None, *, observer: Observer | None = None) -> Race:
