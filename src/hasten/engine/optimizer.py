@@ -16,6 +16,7 @@ from hasten.engine.checkpoint import restore
 from hasten.engine.checks import check_value, nearest
 from hasten.engine.composition import Composition, Place, Sentence
 from hasten.engine.options import read_options
+from hasten.engine.plan import Plan
 from hasten.engine.stepping import run_step
 from hasten.engine.traced import traced_step
 from hasten.engine.two_points import switch, watch
@@ -103,6 +104,7 @@ class Optimizer(torch.optim.Optimizer):
         self._functions: dict[tuple[int, str], Callable[[int], float]] = {}
         self._warned: set[str] = set()
         self.parameter_count = 0
+        self.plan: Plan | None = None
         for name, place in self.places.items():
             self.check(name, place.read(defaults))
         for composition in self.compositions:
@@ -383,7 +385,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         hidden = ("_optimizer_", "_zero_grad_profile_name", "_warned_capturable")
-        return {k: v for k, v in self.__dict__.items() if not k.startswith(hidden)}
+        return {k: v for k, v in self.__dict__.items() if not k.startswith(hidden)} | {"plan": None}
 
 
 def _check_tuple(owner: str, key: str, value: Any, length: int) -> None:

@@ -7,16 +7,14 @@ tensor is changed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from hasten.engine.composition import Composition
 from hasten.engine.formula import Formula, Layout, NoCompiler, Pass
 from hasten.engine.matrix import matrix_pass
+from hasten.engine.plan import Bucket, Plan, flat
 from hasten.numbers import Names
 
 if TYPE_CHECKING:
@@ -30,83 +28,44 @@ class NonFiniteGradient(FloatingPointError):
     """A gradient holds NaN or infinity, and the optimizer was told to raise."""
 
 
-@dataclass
-class Bucket:
-    """Parameters of one group that share their numbers and their layout."""
-
-    group: dict[str, Any]
-    composition: Composition
-    params: list[Tensor]
-    counters: dict[str, float]
-    h: list[Names]
-    ordinals: list[int]
-    numbers: dict[str, float] = field(default_factory=dict)
-    after: list[Names] = field(default_factory=list)
-
-    @property
-    def k(self) -> float:
-        """The number of this step, from 1."""
-        return self.counters["step"] + 1
-
-
 def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]], loss: Any) -> None:
     """Move every parameter that has a gradient by one step."""
-    active = _active(optimizer)
-    if not _finite(optimizer, active):
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in params]
+    if not _finite(optimizer, params, grads):
         for group in optimizer.param_groups:
             group["skipped_steps"] += 1
         return
+    plan = optimizer.plan
+    if plan is None or not plan.fits(optimizer, params, grads):
+        plan = optimizer.plan = Plan(optimizer, params, grads)
     hypers = [optimizer.resolve(group) for group in optimizer.param_groups]
-    buckets = _buckets(optimizer, active, hypers)
+    buckets = plan.buckets
     for bucket in buckets:
+        bucket.h = hypers[bucket.index][1][id(bucket.composition)]
         _numbers(bucket)
-    passes = {(id(b), stop): _pass(optimizer, b, stop) for b in buckets for stop in (*b.composition.measuring, None)}
     for bucket in buckets:
+        for stop in (*bucket.composition.measuring, None):
+            if stop not in bucket.passes:
+                bucket.passes[stop] = _pass(optimizer, bucket, stop)
         _start_positions(optimizer, bucket)
-    _measure_all(optimizer, buckets, passes, extras, loss)
+    _measure_all(optimizer, buckets, extras, loss)
     for bucket in buckets:
         if any(bucket.composition.parts[i].measures == "tensor" for i in bucket.composition.measuring):
-            _run_one_by_one(optimizer, bucket, passes, extras)
+            _run_one_by_one(optimizer, bucket, extras)
         else:
-            _run(optimizer, bucket, range(len(bucket.params)), None, passes[id(bucket), None], bucket.numbers, extras)
+            _run(optimizer, bucket, None, None, bucket.numbers, extras)
         _remember(optimizer, bucket)
+    plan.seal()
     for group, (values, _) in zip(optimizer.param_groups, hypers, strict=True):
         group.update(values)
         group["step"] += 1
 
 
-def _active(optimizer: Optimizer) -> list[list[tuple[int, Tensor]]]:
-    """The parameters of each group that have a gradient, with their ordinals; odd gradients are refused."""
-    active: list[list[tuple[int, Tensor]]] = []
-    ordinal = 0
-    for group in optimizer.param_groups:
-        found = []
-        for p in group["params"]:
-            if p.grad is not None:
-                if p.grad.layout is not torch.strided:
-                    raise RuntimeError(
-                        f"{optimizer.name}: {optimizer.name_of(p)} has a sparse gradient, which is not supported; "
-                        "use nn.Embedding(..., sparse=False), or torch.optim.SparseAdam for this parameter"
-                    )
-                if p.is_complex() and optimizer.composition_of(p).grain == "matrix":
-                    part = next(x for x in optimizer.composition_of(p).parts if x.grain == "matrix")
-                    raise RuntimeError(
-                        f"{optimizer.name}: {optimizer.name_of(p)} is complex, which {type(part).__name__} does not support"
-                    )
-                if p not in optimizer.state:
-                    optimizer.initialise(p)
-                found.append((ordinal, p))
-            ordinal += 1
-        active.append(found)
-    return active
-
-
-def _finite(optimizer: Optimizer, active: list[list[tuple[int, Tensor]]]) -> bool:
+def _finite(optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> bool:
     if optimizer.on_nonfinite == "propagate":
         return True
-    params = [p for found in active for _, p in found if p.numel()]
-    grads = [torch.view_as_real(p.grad) if p.is_complex() else p.grad for p in params if p.grad is not None]
-    bad = [p for p, g in zip(params, grads, strict=True) if not torch.isfinite(torch.linalg.vector_norm(g, torch.inf))]
+    bad = [p for p, g in zip(params, grads, strict=True) if g is not None and not _is_finite(g)]
     if bad and optimizer.on_nonfinite == "raise":
         raise NonFiniteGradient(
             f"{optimizer.name}: the gradient of {optimizer.name_of(bad[0])} is not finite (NaN or infinity)"
@@ -116,31 +75,10 @@ def _finite(optimizer: Optimizer, active: list[list[tuple[int, Tensor]]]) -> boo
     return not bad
 
 
-def _buckets(
-    optimizer: Optimizer,
-    active: list[list[tuple[int, Tensor]]],
-    hypers: Sequence[tuple[dict[str, Any], dict[int, list[Names]]]],
-) -> list[Bucket]:
-    buckets: list[Bucket] = []
-    for group, found, (_, values) in zip(optimizer.param_groups, active, hypers, strict=True):
-        alike: dict[Any, Bucket] = {}
-        for composition in optimizer.compositions:
-            members = [(i, p) for i, p in found if optimizer.composition_of(p) is composition]
-            if not members:
-                continue
-            names = ["step", *(counter.name for counter in composition.counters)]
-            columns = [torch.stack([optimizer.state[p][name] for _, p in members]).tolist() for name in names]
-            for (ordinal, p), *row in zip(members, *columns, strict=True):
-                assert p.grad is not None
-                key = (id(composition), p.device, p.dtype, p.grad.dtype, *row)
-                if key not in alike:
-                    alike[key] = Bucket(
-                        group, composition, [], dict(zip(names, row, strict=True)), values[id(composition)], []
-                    )
-                alike[key].params.append(p)
-                alike[key].ordinals.append(ordinal)
-        buckets.extend(alike.values())
-    return buckets
+def _is_finite(g: Tensor) -> bool:
+    if g.layout is not torch.strided or not g.numel():
+        return True  # a sparse gradient is refused later, by name
+    return bool(torch.isfinite(torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, torch.inf)))
 
 
 def _counters(bucket: Bucket, i: int) -> Names:
@@ -152,6 +90,7 @@ def _counters(bucket: Bucket, i: int) -> Names:
 
 def _numbers(bucket: Bucket) -> None:
     """The numbers that are known before anything is measured."""
+    bucket.numbers, bucket.after = {}, []
     for i, part in enumerate(bucket.composition.parts):
         c = _counters(bucket, i)
         for name, value in part.numbers(bucket.h[i], bucket.k, c).items():
@@ -169,7 +108,6 @@ def _measured(bucket: Bucket, i: int, sums: Names) -> dict[str, float]:
 def _measure_all(
     optimizer: Optimizer,
     buckets: list[Bucket],
-    passes: dict[Any, Pass],
     extras: dict[str, dict[Tensor, Tensor]],
     loss: Any,
 ) -> None:
@@ -181,8 +119,7 @@ def _measure_all(
                 continue
             totals = dict.fromkeys(composition.sum_names(i), 0.0)
             for bucket in own:
-                everything = range(len(bucket.params))
-                for row in _run(optimizer, bucket, everything, i, passes[id(bucket), i], bucket.numbers, extras):
+                for row in _run(optimizer, bucket, None, i, bucket.numbers, extras):
                     for name, value in zip(totals, row, strict=True):
                         totals[name] += value
             sums = Names(**totals)
@@ -193,7 +130,7 @@ def _measure_all(
 
 
 def _run_one_by_one(
-    optimizer: Optimizer, bucket: Bucket, passes: dict[Any, Pass], extras: dict[str, dict[Tensor, Tensor]]
+    optimizer: Optimizer, bucket: Bucket, extras: dict[str, dict[Tensor, Tensor]]
 ) -> None:
     """Parts that measure a tensor give every tensor its own numbers."""
     composition = bucket.composition
@@ -201,10 +138,10 @@ def _run_one_by_one(
         numbers = dict(bucket.numbers)
         for i in composition.measuring:
             if composition.parts[i].measures == "tensor":
-                (row,) = _run(optimizer, bucket, [member], i, passes[id(bucket), i], numbers, extras)
+                (row,) = _run(optimizer, bucket, member, i, numbers, extras)
                 sums = Names(**dict(zip(composition.sum_names(i), row, strict=True)))
                 numbers.update(_measured(bucket, i, sums))
-        _run(optimizer, bucket, [member], None, passes[id(bucket), None], numbers, extras)
+        _run(optimizer, bucket, member, None, numbers, extras)
 
 
 def _pass(optimizer: Optimizer, bucket: Bucket, stop: int | None) -> Pass:
@@ -255,24 +192,22 @@ def _tensors(
 def _run(
     optimizer: Optimizer,
     bucket: Bucket,
-    members: Sequence[int],
+    member: int | None,
     stop: int | None,
-    run: Pass,
     numbers: dict[str, float],
     extras: dict[str, dict[Tensor, Tensor]],
 ) -> list[list[float]]:
-    """Run one pass over some of a bucket's parameters."""
+    """Run one pass over all of a bucket's parameters, or over one member."""
     formula = bucket.composition.stage(stop)
-    params = [bucket.params[m] for m in members]
-    rows = [_tensors(optimizer, formula, p, extras) for p in params]
+    chosen = slice(None) if member is None else slice(member, member + 1)
+    params = bucket.params[chosen]
     back: list[tuple[Tensor, Tensor]] = []
-    if bucket.composition.grain == "element":
-        rows = [[_flat(t, name in formula.writes, back) for t, name in zip(row, formula.inputs, strict=True)] for row in rows]
-    slots = list(zip(*rows, strict=True))
+    slots = [_slot(bucket, name, chosen, name in formula.writes, back, extras) for name in formula.inputs]
     noise = None
     if optimizer.stochastic_rounding:
-        noise = [_key(optimizer.seed, int(bucket.counters["step"]), bucket.ordinals[m]) for m in members]
-    sums = run(slots, [numbers[name] for name in formula.numbers], noise)
+        step = int(bucket.counters["step"])
+        noise = [_key(optimizer.seed, step, ordinal) for ordinal in bucket.ordinals[chosen]]
+    sums = bucket.passes[stop](slots, [numbers[name] for name in formula.numbers], noise)
     for original, copy in back:
         original.copy_(copy)
     if "param" in formula.writes:
@@ -280,15 +215,38 @@ def _run(
     return sums
 
 
-def _flat(t: Tensor, written: bool, back: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """One-dimensional and contiguous: a view where there is one, otherwise a copy, noted if it must be copied back."""
-    if t.is_contiguous():
-        t = t.detach()
-        return torch.view_as_real(t).view(-1) if t.is_complex() else t.view(-1)
-    copy = t.detach().contiguous(memory_format=torch.contiguous_format)
-    if written:
-        back.append((t, copy))
-    return torch.view_as_real(copy).view(-1) if t.is_complex() else copy.view(-1)
+def _slot(
+    bucket: Bucket,
+    name: str,
+    chosen: slice,
+    written: bool,
+    back: list[tuple[Tensor, Tensor]],
+    extras: dict[str, dict[Tensor, Tensor]],
+) -> list[Tensor]:
+    """The tensors of one input, flat for a formula of the entries; copies to be written back are noted."""
+    if name == "grad" or name in extras:
+        params = bucket.params[chosen]
+        fresh: list[Any] = [p.grad for p in params] if name == "grad" else [extras[name][p] for p in params]
+        return fresh if bucket.composition.grain == "matrix" else [_flat_copy(t) for t in fresh]
+    if bucket.composition.grain == "matrix":
+        return bucket.tensors(name)[chosen]
+    views = bucket.views(name)
+    if views is not None:
+        return views[chosen]
+    slot = []
+    for original in bucket.tensors(name)[chosen]:
+        copy = original.detach().contiguous(memory_format=torch.contiguous_format)
+        if written and not original.is_contiguous():
+            back.append((original, copy))
+        slot.append(flat(copy))
+    return slot
+
+
+def _flat_copy(t: Tensor) -> Tensor:
+    """One-dimensional and contiguous: a view where there is one, otherwise a copy."""
+    if t.is_contiguous() and not t.is_complex():
+        return t.view(-1)
+    return flat(t.contiguous(memory_format=torch.contiguous_format))
 
 
 def _key(seed: int, step: int, ordinal: int) -> int:
@@ -313,7 +271,8 @@ def _remember(optimizer: Optimizer, bucket: Bucket) -> None:
     for name, value in after.items():
         if value != bucket.counters[name]:
             source = torch.tensor(value, dtype=torch.float64)
-            torch._foreach_copy_([optimizer.state[p][name] for p in bucket.params], [source] * len(bucket.params))
+            torch._foreach_copy_(bucket.tensors(name), [source] * len(bucket.params))
+            bucket.counters[name] = value
     for counter in bucket.composition.group_counters:
         value = getattr(bucket.after[counter.part], counter.formal)
         for group in optimizer.param_groups:

@@ -1,0 +1,158 @@
+"""What stays the same from step to step: which parameters move together, their flat views, and their passes.
+
+Looking at every tensor from Python costs more than stepping small ones, so a plan is made once and kept for as long as
+a few cheap comparisons find every tensor where it was.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hasten.engine.composition import Composition
+from hasten.engine.formula import Pass
+from hasten.numbers import Names
+
+if TYPE_CHECKING:
+    from hasten.engine.optimizer import Optimizer
+
+_version = operator.attrgetter("_version")
+
+
+class Bucket:
+    """Parameters of one group that share their numbers and their layout."""
+
+    def __init__(
+        self, optimizer: Optimizer, index: int, composition: Composition, counters: dict[str, float]
+    ) -> None:
+        self.optimizer = optimizer
+        self.index = index
+        self.composition = composition
+        self.counters = counters
+        self.params: list[Tensor] = []
+        self.ordinals: list[int] = []
+        self.passes: dict[int | None, Pass] = {}
+        self.h: list[Names] = []
+        self.numbers: dict[str, float] = {}
+        self.after: list[Names] = []
+        self._views: dict[str, list[Tensor] | None] = {}
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The parameter group."""
+        return self.optimizer.param_groups[self.index]
+
+    @property
+    def k(self) -> float:
+        """The number of this step, from 1."""
+        return self.counters["step"] + 1
+
+    def tensors(self, name: str) -> list[Tensor]:
+        """The parameters, or the buffers of one name."""
+        return self.params if name == "param" else [self.optimizer.state[p][name] for p in self.params]
+
+    def views(self, name: str) -> list[Tensor] | None:
+        """Flat views of them; None if one is not contiguous, so that it has none."""
+        if name not in self._views:
+            tensors = self.tensors(name)
+            self._views[name] = [flat(t) for t in tensors] if all(t.is_contiguous() for t in tensors) else None
+        return self._views[name]
+
+
+def flat(t: Tensor) -> Tensor:
+    """One-dimensional view of a contiguous tensor; of a complex one, its real and imaginary parts."""
+    t = t.detach()
+    return torch.view_as_real(t).view(-1) if t.is_complex() else t.view(-1)
+
+
+class Plan:
+    """The buckets of the parameters that have a gradient, and how to tell that they still hold."""
+
+    def __init__(self, optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> None:
+        for p, g in zip(params, grads, strict=True):
+            if g is not None:
+                _refuse(optimizer, p, g)
+                if p not in optimizer.state:
+                    optimizer.initialise(p)
+        self.buckets = _buckets(optimizer, params, grads)
+        self._params = params
+        self._kinds = _kinds(grads)
+        self._engine = optimizer.engine
+        self._state = optimizer.state
+        self._tensors = list(_everything(optimizer))
+        self._places = list(map(Tensor.data_ptr, chain(params, self._tensors)))
+        self._counters = [
+            optimizer.state[p][name]
+            for bucket in self.buckets
+            for p in bucket.params
+            for name in bucket.counters
+        ]
+        self.seal()
+
+    def seal(self) -> None:
+        """Take note that the counters in the state are those of the buckets."""
+        self._versions = list(map(_version, self._counters))
+
+    def fits(self, optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> bool:
+        """Whether nothing was replaced, moved, or counted by someone else."""
+        return (
+            _identical(self._params, params)
+            and self._kinds == _kinds(grads)
+            and self._engine == optimizer.engine
+            and self._state is optimizer.state
+            and _identical(self._tensors, list(_everything(optimizer)))
+            and self._places == list(map(Tensor.data_ptr, chain(params, self._tensors)))
+            and self._versions == list(map(_version, self._counters))
+        )
+
+
+def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _everything(optimizer: Optimizer) -> Iterable[Tensor]:
+    return chain.from_iterable(map(dict.values, optimizer.state.values()))
+
+
+def _kinds(grads: list[Tensor | None]) -> list[Any]:
+    return [g if g is None else (g.dtype, g.layout) for g in grads]
+
+
+def _refuse(optimizer: Optimizer, p: Tensor, g: Tensor) -> None:
+    """Raise RuntimeError if the gradient is of a kind that is not supported."""
+    if g.layout is not torch.strided:
+        raise RuntimeError(
+            f"{optimizer.name}: {optimizer.name_of(p)} has a sparse gradient, which is not supported; "
+            "use nn.Embedding(..., sparse=False), or torch.optim.SparseAdam for this parameter"
+        )
+    composition = optimizer.composition_of(p)
+    if p.is_complex() and composition.grain == "matrix":
+        part = next(x for x in composition.parts if x.grain == "matrix")
+        raise RuntimeError(
+            f"{optimizer.name}: {optimizer.name_of(p)} is complex, which {type(part).__name__} does not support"
+        )
+
+
+def _buckets(optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> list[Bucket]:
+    found: dict[Any, Bucket] = {}
+    ordinal = -1
+    for index, group in enumerate(optimizer.param_groups):
+        for p in group["params"]:
+            ordinal += 1
+            g = grads[ordinal]
+            if g is None:
+                continue
+            composition = optimizer.composition_of(p)
+            names = ("step", *(counter.name for counter in composition.counters))
+            counters = {name: float(optimizer.state[p][name]) for name in names}
+            key = (index, id(composition), p.device, p.dtype, g.dtype, *counters.values())
+            if key not in found:
+                found[key] = Bucket(optimizer, index, composition, counters)
+            found[key].params.append(p)
+            found[key].ordinals.append(ordinal)
+    return list(found.values())
