@@ -42,14 +42,14 @@ def race(
         str | None,
         typer.Option(
             help="lm, digits, digits-conv, logistic, least-squares, a surface such as rosenbrock, "
-            "or file.py:function of your own.  [default: lm]"
+            "or file.py:function of your own (default lm)."
         ),
     ] = None,
     optimizers: Optimizers = None,
     budget: Annotated[
-        str | None, typer.Option(help="Wall-clock target, as in 3m or 1h30m.  [default: 4m]")
+        str | None, typer.Option(help="Wall-clock target, as in 3m or 1h30m (default 4m).")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds.  [default: 3]")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds (default 3).")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of a budget.")] = None,
     tune: Annotated[
         int | None, typer.Option(help="Learning rates to try first, for every optimizer.")
@@ -57,7 +57,7 @@ def race(
     search: Annotated[str | None, typer.Option(help="How to choose those: random, optuna, grid.")] = None,
     target: Annotated[float | None, typer.Option(help="Evaluation whose crossing is timed.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that torch may use.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the race.  [default: race/TASK-TIME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the race (default race/TASK-TIME).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the race in --out, or the latest one.")
     ] = False,
