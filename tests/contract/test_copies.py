@@ -38,6 +38,24 @@ def test_a_copy_goes_on_as_the_original(entry, way, steps):
     assert same_state(state_of(opt), state_of(other))
 
 
+@each
+@pytest.mark.parametrize("way", ["pickle", "deepcopy"])
+def test_a_copy_of_a_scheduled_optimizer_steps_itself(entry, way):
+    """Torch's schedulers wrap ``step`` on the instance; a copy must not step the original through it."""
+    task = Task()
+    opt = entry(task.params)
+    torch.optim.lr_scheduler.LambdaLR(opt, lambda t: 1.0)
+    advance(entry, opt, task, 1)
+    other = transported(opt, way)
+    twin = Task()
+    twin.params = [p for group in other.param_groups for p in group["params"]]
+    before = task.values()
+    advance(entry, other, twin, 2, start=1)
+    assert same(before, task.values())
+    advance(entry, opt, task, 2, start=1)
+    assert same(task.values(), twin.values())
+
+
 def reloaded(state_dict):
     """A state dict through the file that ``torch.load`` allows without running any code."""
     buffer = io.BytesIO()

@@ -384,7 +384,8 @@ class Optimizer(torch.optim.Optimizer):
         restore(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_optimizer_", "_zero_grad_profile_name", "_warned_capturable")
+        # Hooks stay behind, as torch's do; so does the `step` that torch's schedulers wrap around ours.
+        hidden = ("_optimizer_", "_zero_grad_profile_name", "_warned_capturable", "step", "_opt_called")
         return {k: v for k, v in self.__dict__.items() if not k.startswith(hidden)} | {"plan": None}
 
 
