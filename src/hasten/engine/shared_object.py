@@ -24,6 +24,8 @@ import warnings
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from .formula import NoCompiler
 
 _FLAGS = (
@@ -145,7 +147,8 @@ def _cpu() -> str:
 def _openmp_library() -> tuple[str, ...]:
     """The OpenMP runtime that torch has loaded: a second one would bring a second set of threads.
 
-    Linking against its file records its soname, under which the loader finds it already there.
+    Linking against its file records its soname, under which the loader finds it already there. Other packages
+    (scikit-learn) bring a runtime of their own; torch's is the one whose threads the passes share.
     """
     if sys.platform != "linux":
         return ()
@@ -155,7 +158,8 @@ def _openmp_library() -> tuple[str, ...]:
         return ()
     paths = sorted({line.split(maxsplit=5)[-1] for line in maps.splitlines() if ".so" in line})
     runtimes = [p for p in paths if Path(p).name.startswith(("libgomp", "libiomp5", "libomp"))]
-    return tuple(runtimes[:1])
+    torchs = [p for p in runtimes if Path(torch.__file__).parent in Path(p).parents]
+    return tuple((torchs or runtimes)[:1])
 
 
 def _folder() -> Path:
