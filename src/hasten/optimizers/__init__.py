@@ -27,7 +27,17 @@ CATALOGUE: dict[str, type[Optimizer]] = {
     for cls in (
         *(SGD, HeavyBall, Nesterov, QHM, AcceleratedSGD, MaSS, TripleMomentum, StochasticNesterov),
         *(AdamW, Adam, AMSGrad, AdaMax, NAdamW, RAdam, QHAdam, AdaBound, AMSBound, DiffGrad),
-        *(Lion, Signum, ScheduleFreeSGD, ScheduleFreeAdamW, AdEMAMix, SimplifiedAdEMAMix, MARS, Adafactor, Prodigy),
+        *(
+            Lion,
+            Signum,
+            ScheduleFreeSGD,
+            ScheduleFreeAdamW,
+            AdEMAMix,
+            SimplifiedAdEMAMix,
+            MARS,
+            Adafactor,
+            Prodigy,
+        ),
     )
 }
 """Every named optimizer, by name."""
