@@ -36,6 +36,11 @@ def test_public_names_are_documented(name: str) -> None:
         assert "Example:" in (thing.__doc__ or ""), name
 
 
+def test_every_named_optimizer_is_exported() -> None:
+    assert set(hasten.optimizers.__all__) == {"CATALOGUE", *hasten.optimizers.CATALOGUE}
+    assert set(hasten.optimizers.CATALOGUE) <= set(hasten.__all__)
+
+
 def test_every_example_is_known() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(NEEDS)
 

@@ -42,4 +42,33 @@ CATALOGUE: dict[str, type[Optimizer]] = {
 }
 """Every named optimizer, by name."""
 
-__all__ = ["CATALOGUE", *CATALOGUE]
+__all__ = [
+    "CATALOGUE",
+    "MARS",
+    "QHM",
+    "SGD",
+    "AMSBound",
+    "AMSGrad",
+    "AcceleratedSGD",
+    "AdEMAMix",
+    "AdaBound",
+    "AdaMax",
+    "Adafactor",
+    "Adam",
+    "AdamW",
+    "DiffGrad",
+    "HeavyBall",
+    "Lion",
+    "MaSS",
+    "NAdamW",
+    "Nesterov",
+    "Prodigy",
+    "QHAdam",
+    "RAdam",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "Signum",
+    "SimplifiedAdEMAMix",
+    "StochasticNesterov",
+    "TripleMomentum",
+]
