@@ -12,7 +12,15 @@ import hasten
 from hasten import schedules
 from hasten.iterates import Coupling, LinearCoupling, ThreeSequences
 from hasten.oracles import Mars
-from hasten.transforms import EMA, Accumulation, Interpolation, QuasiHyperbolic, SecondMoment, Sign, TwoMomenta
+from hasten.transforms import (
+    EMA,
+    Accumulation,
+    Interpolation,
+    QuasiHyperbolic,
+    SecondMoment,
+    Sign,
+    TwoMomenta,
+)
 
 DIMENSION, STEPS = 20, 150
 torch.manual_seed(0)
@@ -93,10 +101,16 @@ LINEAR = {
     "Jain": lambda a, b, lr: named(hasten.AcceleratedSGD.jain, 1.0, 2 + 1e3 * a, 2 + 30 * b),
     "MaSS": lambda a, b, lr: named(hasten.MaSS, lr=lr, alpha=a, kappa_t=1 + 10 * b),
     "TripleMomentum": lambda a, b, lr: named(hasten.TripleMomentum, 1.5, 0.3 * a),
-    "StochasticNesterov": lambda a, b, lr: named(hasten.StochasticNesterov, 1.0, 0.1 * a, 1 + b, gamma0=2 * b),
+    "StochasticNesterov": lambda a, b, lr: named(
+        hasten.StochasticNesterov, 1.0, 0.1 * a, 1 + b, gamma0=2 * b
+    ),
     "LinearCoupling": lambda a, b, lr: lambda p: hasten.Optimizer(p, iterate=LinearCoupling(0.1 * a, 1.0)),
-    "ScheduleFreeSGD": lambda a, b, lr: named(hasten.ScheduleFreeSGD, lr=lr, momentum=a, warmup_steps=int(40 * b), r=b),
-    "ScheduleFreeSGD refined": lambda a, b, lr: named(hasten.ScheduleFreeSGD, lr=lr, momentum=a, refined=1 + 50 * b),
+    "ScheduleFreeSGD": lambda a, b, lr: named(
+        hasten.ScheduleFreeSGD, lr=lr, momentum=a, warmup_steps=int(40 * b), r=b
+    ),
+    "ScheduleFreeSGD refined": lambda a, b, lr: named(
+        hasten.ScheduleFreeSGD, lr=lr, momentum=a, refined=1 + 50 * b
+    ),
     "NAdam's momentum": lambda a, b, lr: composition(_nadam(a, b), lr=lr),
 }
 
@@ -141,7 +155,9 @@ def test_nesterov_and_heavy_ball_are_quasi_hyperbolic(beta, lr):
 @given(c=st.floats(0.3, 1.0), xi=st.floats(5.0, 20.0), kappa=st.floats(100.0, 1e4), lr=st.floats(1e-3, 0.05))
 def test_accelerated_sgd_is_quasi_hyperbolic(c, xi, kappa, lr):
     left = named(hasten.AcceleratedSGD, lr=lr, kappa=kappa, xi=xi, small_const=c)
-    right = qhm(lr * c * (1 + xi) / (1 + c), (c * xi - 1) / (c * (1 + xi)), (kappa - c**2 * xi) / (kappa + c * xi))
+    right = qhm(
+        lr * c * (1 + xi) / (1 + c), (c * xi - 1) / (c * (1 + xi)), (kappa - c**2 * xi) / (kappa + c * xi)
+    )
     same_training_points(left, right)
 
 
@@ -157,7 +173,9 @@ def test_the_canonical_triple_is_vaswani_mass_and_agnes(mu, rho):
     if s2 > 0:
         lr = b + a / (1 - beta)
         same_training_points(canonical, qhm(lr, a / ((1 - beta) * lr), beta))
-        assert hasten.equivalent(canonical([START.clone().requires_grad_()])).alpha == pytest.approx((rho + q) / (1 - q))
+        assert hasten.equivalent(canonical([START.clone().requires_grad_()])).alpha == pytest.approx(
+            (rho + q) / (1 - q)
+        )
 
 
 @few
@@ -196,7 +214,9 @@ class ConstantAverage(ThreeSequences):
 @few
 @given(beta=unit, c=unit, lr=rate)
 def test_schedule_free_with_a_constant_weight_is_quasi_hyperbolic(beta, c, lr):
-    same_training_points(lambda p: hasten.Optimizer(p, iterate=ConstantAverage(lr, beta=beta, c=c)), qhm(lr, beta, 1 - c))
+    same_training_points(
+        lambda p: hasten.Optimizer(p, iterate=ConstantAverage(lr, beta=beta, c=c)), qhm(lr, beta, 1 - c)
+    )
 
 
 @dataclass(frozen=True)
@@ -233,12 +253,18 @@ def test_mars_without_clipping_is_quasi_hyperbolic_and_mars_lion_is_lion(b, gamm
 
 
 @few
-@given(b3=st.floats(0.5, 0.999), alpha=st.floats(0.5, 10.0), lr=st.floats(1e-4, 1e-2), decay=st.floats(0.0, 0.1))
+@given(
+    b3=st.floats(0.5, 0.999), alpha=st.floats(0.5, 10.0), lr=st.floats(1e-4, 1e-2), decay=st.floats(0.0, 0.1)
+)
 def test_ademamix_without_its_fast_average_is_simplified(b3, alpha, lr, decay):
     left = named(hasten.AdEMAMix, lr=lr, betas=(0.0, 0.95, b3), alpha=alpha, weight_decay=decay)
     factor = alpha * (1 - b3)
     right = named(
-        hasten.SimplifiedAdEMAMix, lr=lr * factor, betas=(b3, 0.95), alpha=1 / factor, weight_decay=decay / factor
+        hasten.SimplifiedAdEMAMix,
+        lr=lr * factor,
+        betas=(b3, 0.95),
+        alpha=1 / factor,
+        weight_decay=decay / factor,
     )
     same_training_points(left, right)
 
@@ -259,8 +285,8 @@ def test_the_linear_part_of_ademamix_is_accelerated_sgd_on_the_fast_average(b1, 
         assert float((left - right).abs()) < 1e-10
     opt = hasten.AdEMAMix([torch.zeros(2, requires_grad=True)], lr=1.0, betas=(b1, 0.9, b3), alpha=alpha)
     found = hasten.equivalent(opt)
-    assert found.B == pytest.approx(1 + alpha * through)
-    assert found.A == pytest.approx(alpha * slow * (1 - b3))
+    assert pytest.approx(1 + alpha * through) == found.B
+    assert pytest.approx(alpha * slow * (1 - b3)) == found.A
 
 
 @few
@@ -271,9 +297,7 @@ def test_simplified_without_current_gradient_is_adamw(b1, b2, lr, decay):
     )
     same_training_points(left, named(hasten.AdamW, lr=lr, betas=(b1, b2), weight_decay=decay))
     uncorrected = composition(EMA(b1, debias=False), SecondMoment(b2), lr=lr, weight_decay=decay)
-    plain = named(
-        hasten.SimplifiedAdEMAMix, lr=lr * (1 - b1), betas=(b1, b2), weight_decay=decay / (1 - b1)
-    )
+    plain = named(hasten.SimplifiedAdEMAMix, lr=lr * (1 - b1), betas=(b1, b2), weight_decay=decay / (1 - b1))
     same_training_points(plain, uncorrected)
 
 
@@ -296,7 +320,9 @@ def test_qhadam_is_simplified_under_a_schedule(b1, nu1, lr):
 @given(beta=unit, lr=st.floats(1e-4, 1e-2), decay=st.floats(0.0, 0.1))
 def test_schedule_free_adamw_is_accelerated_sgd_on_preconditioned_gradients(beta, lr, decay):
     """The recurrence driven by d = g/(√v̂ + ε) + λy, with geometry before it."""
-    opt = hasten.ScheduleFreeAdamW([START.clone().requires_grad_()], lr=lr, betas=(beta, 0.95), weight_decay=decay)
+    opt = hasten.ScheduleFreeAdamW(
+        [START.clone().requires_grad_()], lr=lr, betas=(beta, 0.95), weight_decay=decay
+    )
     y, x = START.clone(), START.clone()
     m, v = torch.zeros_like(y), torch.zeros_like(y)
     ys, xs = [], []
@@ -331,7 +357,7 @@ def test_what_is_not_of_the_family_says_why():
     w = [torch.zeros(3, requires_grad=True)]
     with pytest.raises(ValueError, match="Prodigy is not of the accelerated-SGD family"):
         hasten.equivalent(hasten.Prodigy(w))
-    with pytest.raises(ValueError, match="two momenta|2 momenta"):
+    with pytest.raises(ValueError, match="2 momenta in series"):
         hasten.equivalent(hasten.Optimizer(w, EMA(), QuasiHyperbolic()))
     with pytest.raises(ValueError, match="step = 0 is not allowed"):
         hasten.equivalent(hasten.SGD(w), step=0)
@@ -353,5 +379,3 @@ def test_the_table_has_every_optimizer():
     assert rows["MARS"]["alpha"] == pytest.approx(0.51, abs=0.01)
     assert rows["AcceleratedSGD"]["nu"] == pytest.approx(0.779, abs=1e-3)
     assert rows["AcceleratedSGD"]["alpha"] == pytest.approx(24, abs=0.1)
-
-

@@ -73,7 +73,7 @@ def risk(build: Build, batch: int, samples: int, seed: int, rotated: bool) -> fl
 def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
     """Measure every regime in the basis of the curvature and in a rotated one."""
     seeds = range(100, 102) if quick else range(100, 110)
-    regimes = {8: 2000} if quick else REGIMES
+    regimes = {8: 6000} if quick else REGIMES
     methods = {
         "ρ and R² known": canonical("known", "known"),
         "ρ estimated, R² known": canonical("known", "estimate"),

@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 
 import hasten
 from benchmarks.claims import (
+    estimated_constants,
     noise_dominated_least_squares,
     recursions,
     simplified_ademamix,
@@ -47,7 +48,7 @@ def test_every_claim_has_a_committed_result_and_a_row_in_the_index() -> None:
     folder = Path(table.__file__).parent
     page = (folder / "README.md").read_text("utf-8")
     assert page == table.index(table.records(folder / "results"))
-    for module in (noise_dominated_least_squares, simplified_ademamix, spectral_radii):
+    for module in (estimated_constants, noise_dominated_least_squares, simplified_ademamix, spectral_radii):
         record = json.loads((folder / "results" / f"{module.NAME}.json").read_text("utf-8"))
         assert not record["quick"]
         assert record["title"] in page
@@ -146,3 +147,10 @@ def test_claim_in_quick_mode(module: object, tmp_path: Path) -> None:
     assert (tmp_path / f"{claim.name}.md").read_text("utf-8").startswith(f"# {claim.title}")
     exact = [c for c in claim.checks if "nats" not in c.baseline]
     assert all(check.holds for check in exact), exact
+
+
+@pytest.mark.slow
+def test_estimated_constants_in_quick_mode(tmp_path: Path) -> None:
+    claim = estimated_constants.run(quick=True, folder=tmp_path)
+    assert claim.quick
+    assert claim.checks[0].holds, claim.checks[0]

@@ -20,7 +20,12 @@ START = VECTORS["theta0"]
 
 
 def schedule_free(h, *transforms, lr=None, **iterate):
-    iterate = {"weight_lr_power": 2.0, "momentum": h["betas"][0], "warmup_steps": h.get("warmup_steps", 0), **iterate}
+    iterate = {
+        "weight_lr_power": 2.0,
+        "momentum": h["betas"][0],
+        "warmup_steps": h.get("warmup_steps", 0),
+        **iterate,
+    }
     it = ScheduleFree(h["lr"] if lr is None else lr, **iterate)
     return lambda p, **k: hasten.Optimizer(p, *transforms, WeightDecay(h["weight_decay"]), iterate=it, **k)
 
@@ -44,7 +49,14 @@ def build(name):
         case "qhm":
             return pick(hasten.QHM, *h)
         case "qhm_wd_grad" | "qhm_wd_direct":
-            return pick(hasten.QHM, "lr", "momentum", "nu", "weight_decay", decoupled=h["weight_decay_type"] == "direct")
+            return pick(
+                hasten.QHM,
+                "lr",
+                "momentum",
+                "nu",
+                "weight_decay",
+                decoupled=h["weight_decay_type"] == "direct",
+            )
         case "qhadam" | "qhadam_nu2":
             return pick(hasten.QHAdam, *h)
         case "qhadamw":
@@ -140,7 +152,10 @@ def shaped(values, shape):
 def parameters(layout):
     """Parameters that together, or each, hold the starting point; with a selector of the vector in each."""
     whole, entries = slice(0, 3), [slice(i, i + 1) for i in range(3)]
-    shapes = {"single": [((3,), whole)], "many": [((1, 3), whole), *[((), e) for e in entries], ((3,), whole)]}[layout]
+    shapes = {
+        "single": [((3,), whole)],
+        "many": [((1, 3), whole), *[((), e) for e in entries], ((3,), whole)],
+    }[layout]
     params = [shaped(START[s], shape).requires_grad_() for shape, s in shapes]
     selectors = [s for _, s in shapes]
     if layout == "many":
