@@ -94,7 +94,10 @@ def test_rectified_is_radams_factor():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: schedules.cosine(1.0, total=0), "cosine: total = 0 is not allowed; it must be greater than 0"),
+        (
+            lambda: schedules.cosine(1.0, total=0),
+            "cosine: total = 0 is not allowed; it must be greater than 0",
+        ),
         (lambda: schedules.cosine(float("nan"), total=5), "cosine: peak = nan is not allowed"),
         (lambda: schedules.warmup("1", steps=5), "warmup: peak = '1' is not allowed; it must be a number"),
         (lambda: schedules.one_cycle(1.0, total=5, rise=1.0), "one_cycle: rise = 1.0 is not allowed"),
@@ -139,7 +142,10 @@ def test_a_schedule_is_the_value_of_any_hyperparameter(place):
     v, other = fresh(lambda p: build(p, lambda a, b: a))
     key, _, index = place.partition("[")
     made = {}
-    build([torch.zeros(1, requires_grad=True)], lambda a, b: made.update(schedule=schedules.linear(a, b, steps=6)) or a)
+    build(
+        [torch.zeros(1, requires_grad=True)],
+        lambda a, b: made.update(schedule=schedules.linear(a, b, steps=6)) or a,
+    )
     for t in range(9):
         value = made["schedule"](t)
         group = other.param_groups[0]
@@ -163,7 +169,9 @@ def through_file(state_dict):
 
 def test_a_schedule_resumes_from_its_checkpoint():
     def build(p):
-        return hasten.AdamW(p, lr=schedules.cosine(1e-2, total=10, warmup=3), betas=(schedules.linear(0.5, 0.9, 8), 0.99))
+        return hasten.AdamW(
+            p, lr=schedules.cosine(1e-2, total=10, warmup=3), betas=(schedules.linear(0.5, 0.9, 8), 0.99)
+        )
 
     w, opt = fresh(build)
     advance(w, opt, 4)

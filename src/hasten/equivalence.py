@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 
 from hasten.engine import Optimizer
 from hasten.engine.composition import Composition
+from hasten.engine.scheduling import scheduled
 from hasten.iterates import Plain, ScheduleFree, ThreeSequences
+from hasten.numbers import Names
 from hasten.oracles import Mars
 from hasten.transforms import TwoMomenta
 from hasten.words import Geometry, Momentum, Step
@@ -102,14 +103,14 @@ def equivalent(optimizer: Optimizer, step: int | None = None) -> Equivalence:
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ValueError(f"equivalent: step = {step!r} is not allowed; it must be a whole number from 1")
     composition = optimizer.compositions[0]
-    h = composition.values(optimizer.scheduled(group, back=group["step"] - k + 1), float)
+    h = composition.values(scheduled(optimizer, group, back=group["step"] - k + 1), float)
     return _Reader(type(optimizer).__name__, composition, h, k).read()
 
 
 class _Reader:
     """Reads the coefficients off a composition."""
 
-    def __init__(self, name: str, composition: Composition, h: list[SimpleNamespace], k: int) -> None:
+    def __init__(self, name: str, composition: Composition, h: list[Names], k: int) -> None:
         self.name, self.composition, self.h, self.k = name, composition, h, k
         self.iterate, self.h_iterate = composition.sentence.iterate, h[-1]
         numbered = list(enumerate(composition.parts))
@@ -177,7 +178,7 @@ class _Reader:
 
     def _schedule_free(self) -> tuple[tuple[float, ...], float]:
         assert isinstance(self.iterate, ScheduleFree)
-        beta, c, weight = self.h_iterate.momentum, SimpleNamespace(**self.iterate.counters()), 1.0
+        beta, c, weight = self.h_iterate.momentum, Names(**self.iterate.counters()), 1.0
         for step in range(1, self.k + 1):
             before = weight
             n = self.iterate.numbers(self.h_iterate, step, c)
@@ -187,7 +188,7 @@ class _Reader:
 
     def _three_sequences(self) -> tuple[float, ...]:
         assert isinstance(self.iterate, ThreeSequences)
-        c = SimpleNamespace(**self.iterate.counters())
+        c = Names(**self.iterate.counters())
         for step in range(1, self.k + 1):
             g, ahead = self.iterate.coupling(self.h_iterate, step, c)
         if g.p != 0 or g.q != 0:

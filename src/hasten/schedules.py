@@ -159,7 +159,9 @@ def one_cycle(
 def one_cycle_momentum(t: Number, high: float, low: float, total: int, rise: float = 0.3) -> Number:
     """The mirror image of :func:`one_cycle`: momentum falls from `high` to `low` while lr rises, and returns."""
     top = rise * total - 1
-    return where(t <= top, _cosine_between(high, low, t / top), _cosine_between(low, high, (t - top) / (total - 1 - top)))
+    falling = _cosine_between(high, low, t / top)
+    returning = _cosine_between(low, high, (t - top) / (total - 1 - top))
+    return where(t <= top, falling, returning)
 
 
 @schedule

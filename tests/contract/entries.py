@@ -113,7 +113,8 @@ class Task:
     def __init__(self, shapes=((3, 4), (5,), (), (0, 2), (2, 3, 2, 2)), dtype=torch.float64, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.params = [
-            torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes
+            torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+            for shape in shapes
         ]
 
     def closure(self, k):

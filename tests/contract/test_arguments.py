@@ -44,7 +44,9 @@ def spoilings(default):
 def test_what_is_no_number_is_rejected(argument):
     entry, name, default = argument
     for bad, value in spoilings(default):
-        with pytest.raises(ValueError, match=rf"^{entry.name}: {name}.* is not allowed; it must be") as caught:
+        with pytest.raises(
+            ValueError, match=rf"^{entry.name}: {name}.* is not allowed; it must be"
+        ) as caught:
             entry(Task().params, **{name: value})
         shown = bad.item() if isinstance(bad, torch.Tensor) and bad.dim() == 0 else bad
         assert repr(shown) in str(caught.value)
@@ -74,12 +76,16 @@ def test_every_declared_range_is_checked_at_both_ends(entry):
                 if math.isinf(edge) or edge in hyper.allowed:
                     continue
                 with pytest.raises(ValueError, match=f"{entry.name}: .* is not allowed; it must be in"):
-                    opt.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **changed(group, place, edge)})
+                    opt.add_param_group(
+                        {"params": [torch.zeros(1, requires_grad=True)], **changed(group, place, edge)}
+                    )
                 assert not inside
             below = hyper.allowed.low - 1
             if math.isfinite(below):
                 with pytest.raises(ValueError, match="is not allowed"):
-                    opt.add_param_group({"params": [torch.zeros(1, requires_grad=True)], **changed(group, place, below)})
+                    opt.add_param_group(
+                        {"params": [torch.zeros(1, requires_grad=True)], **changed(group, place, below)}
+                    )
     assert len(opt.param_groups) == 1
 
 
@@ -99,7 +105,9 @@ def test_a_value_moved_out_of_range_is_refused_at_the_step(entry):
         pytest.skip("the schedule gives the lr")
     opt.param_groups[0]["lr"] = float("nan")
     before = {k: v for k, v in snapshot(opt).items() if k[-1] != "lr"}
-    with pytest.raises(ValueError, match=rf"^{type(opt).__name__}: lr = nan is not allowed; it must be in \[0, inf\)"):
+    with pytest.raises(
+        ValueError, match=rf"^{type(opt).__name__}: lr = nan is not allowed; it must be in \[0, inf\)"
+    ):
         advance(entry, opt, task, 1, start=1)
     assert same_state(before, {k: v for k, v in snapshot(opt).items() if k[-1] != "lr"})
 
@@ -118,7 +126,9 @@ def test_a_misspelt_group_key_is_answered_with_the_nearest(entry):
     opt = entry(Task().params)
     key = next(k for k in opt.param_groups[0] if k in {p.key for p in opt.places.values()} and len(k) > 4)
     for wrong in (key + "s", key[:-1]):
-        with pytest.raises(ValueError, match=rf"{type(opt).__name__}: .*unknown key '{wrong}'; did you mean '{key}'"):
+        with pytest.raises(
+            ValueError, match=rf"{type(opt).__name__}: .*unknown key '{wrong}'; did you mean '{key}'"
+        ):
             entry([{"params": Task().params, wrong: 0.1}])
         with pytest.raises(ValueError, match="did you mean"):
             opt.add_param_group({"params": [torch.zeros(2, requires_grad=True)], wrong: 0.1})
@@ -174,7 +184,9 @@ def test_parameters_that_are_none_are_refused(entry):
 
 def test_choices_are_checked():
     w = [torch.zeros(2, requires_grad=True)]
-    with pytest.raises(ValueError, match="NAdamW: variant = 'keras' is not allowed; it must be one of 'torch', 'optax'"):
+    with pytest.raises(
+        ValueError, match="NAdamW: variant = 'keras' is not allowed; it must be one of 'torch', 'optax'"
+    ):
         hasten.NAdamW(w, variant="keras")
     with pytest.raises(ValueError, match="MARS: flavour = 'shampoo' is not allowed"):
         hasten.MARS(w, flavour="shampoo")

@@ -95,7 +95,7 @@ def test_gradients_that_are_not_contiguous(entry):
         pytest.skip("the closure sets the gradient within the step")
     task, twin = Task(shapes=((3, 4),)), Task(shapes=((3, 4),))
     opt, other = entry(task.params), entry(twin.params)
-    for k in range(2):
+    for _ in range(2):
         grad = torch.randn(4, 3, dtype=torch.float64)
         task.params[0].grad, twin.params[0].grad = grad.t(), grad.t().contiguous()
         opt.step()
@@ -123,7 +123,9 @@ def test_parameters_without_gradient_are_skipped(entry):
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])
     assert all(
-        torch.equal(v, state[key]) for key, v in state_of(opt).items() if key[0] == 0 and isinstance(v, torch.Tensor)
+        torch.equal(v, state[key])
+        for key, v in state_of(opt).items()
+        if key[0] == 0 and isinstance(v, torch.Tensor)
     )
     advance(entry, opt, task, 1, start=2)
     assert not torch.equal(before[0], task.values()[0])
@@ -172,7 +174,9 @@ def test_complex_parameters_are_pairs_of_real_ones_or_refused(entry, engine):
     refusing = [part for part in opt.sentence.parts if part.grain == "matrix"]
     if refusing:
         before = task.values()
-        with pytest.raises(RuntimeError, match=f"complex, which {type(refusing[0]).__name__} does not support"):
+        with pytest.raises(
+            RuntimeError, match=f"complex, which {type(refusing[0]).__name__} does not support"
+        ):
             advance(entry, opt, task, 1)
         assert same(before, task.values())
         return
@@ -257,7 +261,11 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(entry, bad):
 
 @each
 def test_a_gradient_that_is_not_finite_propagates_by_default(entry):
-    if type(entry(Task().params)).__name__ in ("Lion", "Signum") or "sign" in entry.name or "lion" in entry.name:
+    if (
+        type(entry(Task().params)).__name__ in ("Lion", "Signum")
+        or "sign" in entry.name
+        or "lion" in entry.name
+    ):
         pytest.skip("the sign of NaN is 0 in torch")
     task = Task()
     opt = entry(task.params)

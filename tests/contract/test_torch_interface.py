@@ -186,9 +186,13 @@ def test_hooks_are_called(entry):
     opt.register_step_pre_hook(lambda *_: called.append("step pre"))
     opt.register_step_post_hook(lambda *_: called.append("step post"))
     opt.register_state_dict_pre_hook(lambda *_: called.append("save pre"))
-    opt.register_state_dict_post_hook(lambda _, saved: {**saved, "note": 1} if called.append("save post") is None else 0)
+    opt.register_state_dict_post_hook(
+        lambda _, saved: {**saved, "note": 1} if called.append("save post") is None else 0
+    )
     opt.register_load_state_dict_pre_hook(
-        lambda _, saved: {k: v for k, v in saved.items() if k != "note"} if called.append("load pre") is None else 0
+        lambda _, saved: (
+            {k: v for k, v in saved.items() if k != "note"} if called.append("load pre") is None else 0
+        )
     )
     opt.register_load_state_dict_post_hook(lambda *_: called.append("load post"))
     advance(entry, opt, task, 1)

@@ -32,7 +32,9 @@ def test_low_precision_is_the_float32_step_rounded(name, dtype, engine):
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
-@pytest.mark.parametrize("name", [n for n in CATALOGUE if n != "Prodigy"])  # its way is not proportional to lr
+@pytest.mark.parametrize(
+    "name", [n for n in CATALOGUE if n != "Prodigy"]
+)  # its way is not proportional to lr
 def test_steps_below_half_a_unit_are_lost_without_stochastic_rounding_and_kept_with_it(name, engine):
     """The mean over many entries follows the float32 run; rounded to nearest, bfloat16 would stand still.
 

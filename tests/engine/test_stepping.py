@@ -29,7 +29,9 @@ def large():
 
 def test_without_a_compiler_auto_falls_back_with_one_clear_warning(no_compiler):
     p, q = large(), large()
-    with pytest.warns(UserWarning, match="hasten runs without compiling, which is slower: no C compiler found") as caught:
+    with pytest.warns(
+        UserWarning, match="hasten runs without compiling, which is slower: no C compiler found"
+    ) as caught:
         hasten.AdamW([p]).step()
     assert len(caught) == 1
     with warnings.catch_warnings():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import pickle
 import warnings
 
 import pytest
@@ -34,7 +35,9 @@ def vector(model):
 
 
 def test_schedule_free_and_the_accelerated_methods_have_two_points():
-    assert {"ScheduleFreeSGD", "ScheduleFreeAdamW", "MaSS", "TripleMomentum", "StochasticNesterov"} <= set(TWO)
+    assert {"ScheduleFreeSGD", "ScheduleFreeAdamW", "MaSS", "TripleMomentum", "StochasticNesterov"} <= set(
+        TWO
+    )
     assert not {"AdamW", "SGD", "AcceleratedSGD"} & set(TWO)
 
 
@@ -63,7 +66,9 @@ def test_switching_twice_changes_nothing_more(name):
 
 
 @two
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2**-7)]
+)
 def test_the_round_trip_is_within_rounding(name, dtype, bound):
     model, opt = trained(name, dtype=dtype)
     before = vector(model)
@@ -75,7 +80,7 @@ def test_the_round_trip_is_within_rounding(name, dtype, bound):
 
 @two
 def test_evaluating_restores_the_mode_it_found_even_after_an_error(name):
-    model, opt = trained(name)
+    _, opt = trained(name)
     with pytest.raises(KeyError), opt.evaluating():
         raise KeyError
     assert opt.training
@@ -139,12 +144,16 @@ def test_evaluating_a_model_at_the_training_point_warns_once(name):
         model(x)
 
 
-def test_a_watched_module_can_be_copied_and_outlives_its_optimizer():
+def test_a_watched_module_can_be_copied_and_pickled_and_outlives_its_optimizer():
     model, opt = trained("ScheduleFreeSGD")
-    copy.deepcopy(model)
-    del opt
+    x = torch.ones(1, 4, dtype=torch.float64)
     model.eval()
-    model(torch.ones(1, 4, dtype=torch.float64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(x), other(x))  # a copy belongs to no optimizer, so nothing is said about it
+        del opt
+        model(x)
 
 
 def test_optimizers_with_one_point_stay_silent():

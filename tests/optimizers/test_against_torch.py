@@ -1,6 +1,7 @@
 """The same trajectories as torch's optimizers, on a small network with fixed data."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -80,9 +81,14 @@ def distance(ours, theirs):
     return ((ours - theirs).norm(dim=1) / theirs.norm(dim=1)).max().item()
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+QUICK = {(0.0, False, "constant"), (0.1, False, "one cycle"), (0.1, True, "constant")}
+SETTINGS = [
+    pytest.param(*setting, marks=[] if setting in QUICK else pytest.mark.slow)
+    for setting in itertools.product((0.0, 0.1), (False, True), SCHEDULERS)
+]
+
+
+@pytest.mark.parametrize(("weight_decay", "maximize", "scheduler"), SETTINGS)
 @pytest.mark.parametrize("name", CASES)
 def test_the_trajectory_is_torchs(name, weight_decay, maximize, scheduler):
     ours, theirs, kwargs = CASES[name]

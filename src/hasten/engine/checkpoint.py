@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
 
 _TORCH_ONLY = frozenset(
-    {"foreach", "capturable", "differentiable", "fused", "maximize", "amsgrad", "decoupled_weight_decay", "nesterov"}
+    {
+        "foreach",
+        "capturable",
+        "differentiable",
+        "fused",
+        "maximize",
+        "amsgrad",
+        "decoupled_weight_decay",
+        "nesterov",
+    }
 )
 """Entries of torch's parameter groups that say how, not what; ignored when a torch optimizer's state is loaded."""
 
@@ -41,6 +50,7 @@ def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
                 optimizer.state[p][name].copy_(torch.as_tensor(value))
             steps.append(float(saved.get("step", 0.0)))
     taken = int(max(steps, default=0))
+    optimizer.written.clear()
     for group, entries in zip(optimizer.param_groups, groups, strict=True):
         group.update({"step": taken, **entries})
     for post_hook in list(optimizer._optimizer_load_state_dict_post_hooks.values()):

@@ -48,13 +48,17 @@ def check_choice(owner: str, name: str, value: Any, allowed: Iterable[Any]) -> N
     """Raise ValueError unless `value` is one of those allowed."""
     allowed = tuple(allowed)
     if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
-        raise ValueError(f"{owner}: {name} = {value!r} is not allowed; it must be one of {', '.join(map(repr, allowed))}")
+        raise ValueError(
+            f"{owner}: {name} = {value!r} is not allowed; it must be one of {', '.join(map(repr, allowed))}"
+        )
 
 
 def unpacked(owner: object, name: str, values: Any, length: int) -> tuple[Any, ...]:
     """The members of a tuple-valued argument such as `betas`."""
     if not isinstance(values, tuple | list) or len(values) != length:
-        raise ValueError(f"{type(owner).__name__}: {name} = {values!r} is not allowed; it must be {length} numbers")
+        raise ValueError(
+            f"{type(owner).__name__}: {name} = {values!r} is not allowed; it must be {length} numbers"
+        )
     return tuple(values)
 
 
@@ -63,7 +67,9 @@ def number(owner: object, name: str, value: Any, allowed: Interval = ANY) -> flo
     found = _as_number(value)
     if found is None or found not in allowed:
         shown = value if found is None else found
-        raise ValueError(f"{type(owner).__name__}: {name} = {shown!r} is not allowed; it must be a number in {allowed}")
+        raise ValueError(
+            f"{type(owner).__name__}: {name} = {shown!r} is not allowed; it must be a number in {allowed}"
+        )
     return found
 
 

@@ -161,13 +161,7 @@ class Composition:
     def values(self, group: dict[str, Any], number: Callable[[Any], Any]) -> list[Names]:
         """The hyperparameters of each part, read from a parameter group."""
         return [
-            Names(
-                **{
-                    formal: number(place.read(group))
-                    for formal, place in bound
-                }
-            )
-            for bound in self.bound
+            Names(**{formal: number(place.read(group)) for formal, place in bound}) for bound in self.bound
         ]
 
     # -- state ----------------------------------------------------------------------------------------------------
@@ -230,7 +224,12 @@ class Composition:
             stop,
         )
         return Formula(
-            inputs, numbers, tuple(writes), tuple(sums), lambda e, n: self.run(e, n, stop), key if _hashable(key) else id(self)
+            inputs,
+            numbers,
+            tuple(writes),
+            tuple(sums),
+            lambda e, n: self.run(e, n, stop),
+            key if _hashable(key) else id(self),
         )
 
     def run(self, entries: Any, numbers: Any, stop: int | None) -> tuple[dict[str, Any], dict[str, Any]]:

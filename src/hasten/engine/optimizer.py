@@ -17,11 +17,11 @@ from hasten.engine.checks import check_value, nearest
 from hasten.engine.composition import Composition, Place, Sentence
 from hasten.engine.options import read_options
 from hasten.engine.plan import Plan
+from hasten.engine.scheduling import place_of
 from hasten.engine.stepping import run_step
 from hasten.engine.traced import traced_step
 from hasten.engine.two_points import switch, watch
 from hasten.iterates.plain import Plain
-from hasten.numbers import Names
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.schedules import Schedule
 from hasten.transforms.step import WeightDecay
@@ -29,7 +29,9 @@ from hasten.words import Hyper, Iterate, Oracle, Transform, Value
 
 _ARTICLES = {Iterate: "an iterate", Oracle: "an oracle", Transform: "a transform"}
 _BOOKKEEPING = frozenset({"params", "param_names", "step", "skipped_steps", "train_mode", "schedules"})
-_SCHEDULER_KEYS = frozenset({"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "name"})
+_SCHEDULER_KEYS = frozenset(
+    {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "name"}
+)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -101,10 +103,12 @@ class Optimizer(torch.optim.Optimizer):
             self.places.update(composition.places)
             self.hypers = {**composition.hypers, **self.hypers}
             defaults.update(composition.group_defaults())
-        self._functions: dict[tuple[int, str], Callable[[int], float]] = {}
+        self.functions: dict[tuple[int, str], Callable[[int], float]] = {}
         self._warned: set[str] = set()
         self.parameter_count = 0
         self.plan: Plan | None = None
+        self.written: dict[tuple[int, str], Any] = {}
+        """What was last stored for each scheduled hyperparameter, by identity of its group and its place."""
         for name, place in self.places.items():
             self.check(name, place.read(defaults))
         for composition in self.compositions:
@@ -145,11 +149,15 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: an unknown key (with the nearest known one) or a value out of range; nothing is changed.
         """
         if not isinstance(param_group, dict):
-            raise TypeError(f"{self.name}: a parameter group must be a dict, not {type(param_group).__name__}")
+            raise TypeError(
+                f"{self.name}: a parameter group must be a dict, not {type(param_group).__name__}"
+            )
         known = {place.key for place in self.places.values()}
         for key in param_group:
             if not self.accepts_group_key(key):
-                raise ValueError(f"{self.name}: a parameter group has the unknown key {key!r}{nearest(key, known)}")
+                raise ValueError(
+                    f"{self.name}: a parameter group has the unknown key {key!r}{nearest(key, known)}"
+                )
         entries = {key: param_group.get(key, self.defaults[key]) for key in known}
         self.check_group(entries)
         schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
@@ -157,7 +165,9 @@ class Optimizer(torch.optim.Optimizer):
         for place in self.places.values():
             value = place.read(entries)
             if callable(value):
-                schedules[str(place)] = value.plain() if isinstance(value, Schedule) else {"schedule": "function"}
+                schedules[str(place)] = (
+                    value.plain() if isinstance(value, Schedule) else {"schedule": "function"}
+                )
                 if not isinstance(value, Schedule):
                     functions[str(place)] = value
                 place.write(entries, float(value(0)))
@@ -166,8 +176,10 @@ class Optimizer(torch.optim.Optimizer):
             group.setdefault(key, value)
         group["schedules"] = schedules
         super().add_param_group(group)
+        made = self.param_groups[-1]
+        self.written.update({(id(made), text): place_of(self, text).read(made) for text in schedules})
         index = len(self.param_groups) - 1
-        self._functions.update({(index, place): function for place, function in functions.items()})
+        self.functions.update({(index, place): function for place, function in functions.items()})
         for p in self.param_groups[-1]["params"]:
             self.parameter_count += p.numel()
             if p.requires_grad:
@@ -213,52 +225,17 @@ class Optimizer(torch.optim.Optimizer):
             for i, q in enumerate(group["params"]):
                 if q is p:
                     names = group.get("param_names")
-                    return f"parameter {names[i]!r}" if names else f"parameter {i} of group {g}, shape {tuple(p.shape)},"
+                    return (
+                        f"parameter {names[i]!r}"
+                        if names
+                        else f"parameter {i} of group {g}, shape {tuple(p.shape)},"
+                    )
         return f"a parameter of shape {tuple(p.shape)}"
 
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped because a gradient was not finite."""
         return max((int(group["skipped_steps"]) for group in self.param_groups), default=0)
-
-    def scheduled(self, group: dict[str, Any], number: Callable[[Any], Any] = float, back: int = 0) -> dict[str, Any]:
-        """The group with every scheduled hyperparameter at its value for the coming step (or `back` steps before)."""
-        if not group["schedules"]:
-            return group
-        index = next(i for i, g in enumerate(self.param_groups) if g is group)
-        entries, t = dict(group), max(group["step"] - back, 0)
-        for text, data in group["schedules"].items():
-            place = self._place(text)
-            if data["schedule"] != "function":
-                place.write(entries, Schedule.from_plain(data)(number(t)))
-            elif (index, text) in self._functions:
-                place.write(entries, self._functions[index, text](t))
-            else:
-                raise RuntimeError(
-                    f"{self.name}: {text} was scheduled by a function, which a checkpoint cannot hold; build the "
-                    "optimizer with the same function before loading"
-                )
-        return entries
-
-    def _place(self, text: str) -> Place:
-        return next(place for place in self.places.values() if str(place) == text)
-
-    def resolve(self, group: dict[str, Any]) -> tuple[dict[str, Any], dict[int, list[Names]]]:
-        """A group's hyperparameters at the coming step, checked: entries to store, and values by part."""
-        entries = self.scheduled(group)
-        stored = {}
-        if group["schedules"]:
-            last = self.scheduled(group, back=1)
-            for text in group["schedules"]:
-                place = self._place(text)
-                if place.read(group) != place.read(last):
-                    raise RuntimeError(
-                        f"{self.name}: {text} has a schedule of its own, {group['schedules'][text]}, but was changed to "
-                        f"{place.read(group)!r} from outside; use one scheduler for it"
-                    )
-                stored[place.key] = entries[place.key]
-        self.check_group(entries)
-        return stored, {id(c): c.values(entries, float) for c in self.compositions}
 
     def check_group(self, entries: dict[str, Any]) -> None:
         """Raise ValueError unless every hyperparameter of a group is in its range."""
@@ -271,7 +248,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def accepts_group_key(self, key: str) -> bool:
         """Whether a parameter group may hold this key."""
-        return key in _BOOKKEEPING or key in _SCHEDULER_KEYS or any(key == p.key for p in self.places.values())
+        return (
+            key in _BOOKKEEPING or key in _SCHEDULER_KEYS or any(key == p.key for p in self.places.values())
+        )
 
     def state_shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
         """The names and shapes of the tensors kept for a parameter."""
@@ -365,7 +344,11 @@ class Optimizer(torch.optim.Optimizer):
         Warns once if the parameters hold a training point that differs from the point to evaluate: a model saved now
         would be evaluated at the wrong one.
         """
-        if self.has_evaluation_point and self.training and any(group["step"] > 0 for group in self.param_groups):
+        if (
+            self.has_evaluation_point
+            and self.training
+            and any(group["step"] > 0 for group in self.param_groups)
+        ):
             self.warn_once(
                 "saving",
                 f"{self.name}: saved in training mode. Resuming from this is exact, but a model saved beside it holds "
@@ -386,7 +369,10 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # Hooks stay behind, as torch's do; so does the `step` that torch's schedulers wrap around ours.
         hidden = ("_optimizer_", "_zero_grad_profile_name", "_warned_capturable", "step", "_opt_called")
-        return {k: v for k, v in self.__dict__.items() if not k.startswith(hidden)} | {"plan": None}
+        return {k: v for k, v in self.__dict__.items() if not k.startswith(hidden)} | {
+            "plan": None,
+            "written": {},
+        }
 
 
 def _check_tuple(owner: str, key: str, value: Any, length: int) -> None:

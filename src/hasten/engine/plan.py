@@ -28,12 +28,13 @@ class Bucket:
     """Parameters of one group that share their numbers and their layout."""
 
     def __init__(
-        self, optimizer: Optimizer, index: int, composition: Composition, counters: dict[str, float]
+        self, index: int, group: dict[str, Any], composition: Composition, counters: dict[str, float]
     ) -> None:
-        self.optimizer = optimizer
         self.index = index
+        self.group = group
         self.composition = composition
         self.counters = counters
+        self.states: list[dict[str, Tensor]] = []
         self.params: list[Tensor] = []
         self.ordinals: list[int] = []
         self.passes: dict[int | None, Pass] = {}
@@ -43,24 +44,21 @@ class Bucket:
         self._views: dict[str, list[Tensor] | None] = {}
 
     @property
-    def group(self) -> dict[str, Any]:
-        """The parameter group."""
-        return self.optimizer.param_groups[self.index]
-
-    @property
     def k(self) -> float:
         """The number of this step, from 1."""
         return self.counters["step"] + 1
 
     def tensors(self, name: str) -> list[Tensor]:
         """The parameters, or the buffers of one name."""
-        return self.params if name == "param" else [self.optimizer.state[p][name] for p in self.params]
+        return self.params if name == "param" else [state[name] for state in self.states]
 
     def views(self, name: str) -> list[Tensor] | None:
         """Flat views of them; None if one is not contiguous, so that it has none."""
         if name not in self._views:
             tensors = self.tensors(name)
-            self._views[name] = [flat(t) for t in tensors] if all(t.is_contiguous() for t in tensors) else None
+            self._views[name] = (
+                [flat(t) for t in tensors] if all(t.is_contiguous() for t in tensors) else None
+            )
         return self._views[name]
 
 
@@ -84,6 +82,7 @@ class Plan:
         self._kinds = _kinds(grads)
         self._engine = optimizer.engine
         self._state = optimizer.state
+        self._groups = list(optimizer.param_groups)
         self._tensors = list(_everything(optimizer))
         self._places = list(map(Tensor.data_ptr, chain(params, self._tensors)))
         self._counters = [
@@ -105,6 +104,7 @@ class Plan:
             and self._kinds == _kinds(grads)
             and self._engine == optimizer.engine
             and self._state is optimizer.state
+            and _identical(self._groups, optimizer.param_groups)
             and _identical(self._tensors, list(_everything(optimizer)))
             and self._places == list(map(Tensor.data_ptr, chain(params, self._tensors)))
             and self._versions == list(map(_version, self._counters))
@@ -152,7 +152,8 @@ def _buckets(optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | No
             counters = {name: float(optimizer.state[p][name]) for name in names}
             key = (index, id(composition), p.device, p.dtype, g.dtype, *counters.values())
             if key not in found:
-                found[key] = Bucket(optimizer, index, composition, counters)
+                found[key] = Bucket(index, group, composition, counters)
             found[key].params.append(p)
+            found[key].states.append(optimizer.state[p])
             found[key].ordinals.append(ordinal)
     return list(found.values())

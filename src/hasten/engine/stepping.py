@@ -15,6 +15,7 @@ from torch import Tensor
 from hasten.engine.formula import Formula, Layout, NoCompiler, Pass
 from hasten.engine.matrix import matrix_pass
 from hasten.engine.plan import Bucket, Plan, flat
+from hasten.engine.scheduling import resolve, store
 from hasten.numbers import Names
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]], loss
     plan = optimizer.plan
     if plan is None or not plan.fits(optimizer, params, grads):
         plan = optimizer.plan = Plan(optimizer, params, grads)
-    hypers = [optimizer.resolve(group) for group in optimizer.param_groups]
+    hypers = [resolve(optimizer, group) for group in optimizer.param_groups]
     buckets = plan.buckets
     for bucket in buckets:
         bucket.h = hypers[bucket.index][1][id(bucket.composition)]
@@ -58,7 +59,7 @@ def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]], loss
         _remember(optimizer, bucket)
     plan.seal()
     for group, (values, _) in zip(optimizer.param_groups, hypers, strict=True):
-        group.update(values)
+        store(optimizer, group, values)
         group["step"] += 1
 
 
@@ -78,7 +79,9 @@ def _finite(optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | Non
 def _is_finite(g: Tensor) -> bool:
     if g.layout is not torch.strided or not g.numel():
         return True  # a sparse gradient is refused later, by name
-    return bool(torch.isfinite(torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, torch.inf)))
+    return bool(
+        torch.isfinite(torch.linalg.vector_norm(torch.view_as_real(g) if g.is_complex() else g, torch.inf))
+    )
 
 
 def _counters(bucket: Bucket, i: int) -> Names:
@@ -129,9 +132,7 @@ def _measure_all(
                 bucket.numbers.update(_measured(bucket, i, sums))
 
 
-def _run_one_by_one(
-    optimizer: Optimizer, bucket: Bucket, extras: dict[str, dict[Tensor, Tensor]]
-) -> None:
+def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: dict[str, dict[Tensor, Tensor]]) -> None:
     """Parts that measure a tensor give every tensor its own numbers."""
     composition = bucket.composition
     for member in range(len(bucket.params)):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hasten.engine.composition import Composition
+from hasten.engine.scheduling import scheduled
 from hasten.numbers import Names
 
 if TYPE_CHECKING:
@@ -17,21 +18,25 @@ if TYPE_CHECKING:
 def traced_step(optimizer: Optimizer) -> None:
     """Move every parameter; numbers are 0-d tensors, so that a new value never recompiles."""
     if optimizer.on_nonfinite != "propagate":
-        raise RuntimeError("on_nonfinite must be 'propagate' in a compiled step; compile the model instead of the step")
+        raise RuntimeError(
+            "on_nonfinite must be 'propagate' in a compiled step; compile the model instead of the step"
+        )
     if optimizer.stochastic_rounding or optimizer.sentence.oracle.reads:
-        raise RuntimeError("stochastic rounding and exact MARS cannot run in a compiled step; compile the model instead")
+        raise RuntimeError(
+            "stochastic rounding and exact MARS cannot run in a compiled step; compile the model instead"
+        )
     members: list[tuple[dict[str, Any], Tensor, Composition]] = []
     for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                members.append((group, p, optimizer.composition_of(p)))
+        members += [(group, p, optimizer.composition_of(p)) for p in group["params"] if p.grad is not None]
     runs = [_Run(optimizer, *member) for member in members]
     for composition in optimizer.compositions:
         own = [run for run in runs if run.composition is composition]
         for i in composition.measuring:
             rows = [run.measure(i) for run in own]
             if composition.parts[i].measures == "all":
-                total = {name: torch.stack([row[name] for row in rows]).sum() for name in composition.sum_names(i)}
+                total = {
+                    name: torch.stack([row[name] for row in rows]).sum() for name in composition.sum_names(i)
+                }
                 rows = [total for _ in own]
             for run, row in zip(own, rows, strict=True):
                 run.measured(i, Names(**row))
@@ -48,9 +53,11 @@ def _number(x: Any) -> Tensor:
 class _Run:
     """One parameter's step."""
 
-    def __init__(self, optimizer: Optimizer, group: dict[str, Any], p: Tensor, composition: Composition) -> None:
+    def __init__(
+        self, optimizer: Optimizer, group: dict[str, Any], p: Tensor, composition: Composition
+    ) -> None:
         self.group, self.p, self.composition, self.state = group, p, composition, optimizer.state[p]
-        self.h = composition.values(optimizer.scheduled(group, _number), _number)
+        self.h = composition.values(scheduled(optimizer, group, _number), _number)
         self.k = self.state["step"] + 1
         self.numbers: dict[str, Any] = {}
         self.after: list[Names] = []
@@ -67,7 +74,9 @@ class _Run:
 
     def _counters(self, i: int) -> Names:
         own = {c.formal: self.state[c.name].clone() for c in self.composition.counters if c.part == i}
-        shared = {c.formal: _number(self.group[c.name]) for c in self.composition.group_counters if c.part == i}
+        shared = {
+            c.formal: _number(self.group[c.name]) for c in self.composition.group_counters if c.part == i
+        }
         return Names(**own, **shared)
 
     def _tensors(self, stop: int | None) -> dict[str, Tensor]:

@@ -23,7 +23,11 @@ def switch(optimizer: Optimizer, to_training: bool) -> None:
             continue
         for p in group["params"]:
             composition = optimizer.composition_of(p)
-            if composition.sentence.iterate.two_points and p in optimizer.state and optimizer.state[p]["step"] > 0:
+            if (
+                composition.sentence.iterate.two_points
+                and p in optimizer.state
+                and optimizer.state[p]["step"] > 0
+            ):
                 _move(optimizer, group, p, composition, to_training)
         group["train_mode"] = to_training
 
@@ -45,15 +49,32 @@ def _move(
 
 def watch(module: nn.Module, optimizer: Optimizer) -> None:
     """Warn once when the module is evaluated while its parameters hold the training point."""
-    reference = weakref.ref(optimizer)
+    module.register_forward_pre_hook(_Watch(module, optimizer))
 
-    def hook(module: nn.Module, inputs: Any) -> None:
-        opt = reference()
-        if opt is not None and not module.training and opt.training and opt.param_groups[0]["step"] > 0:
-            opt.warn_once(
+
+class _Watch:
+    """A hook that keeps nothing alive, and is forgotten by copies and pickles of the module."""
+
+    module: weakref.ref[nn.Module] | None = None
+    optimizer: weakref.ref[Optimizer] | None = None
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
+        self.module, self.optimizer = weakref.ref(module), weakref.ref(optimizer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _forgotten, ()
+
+    def __call__(self, module: nn.Module, inputs: Any) -> None:
+        optimizer = self.optimizer() if self.optimizer else None
+        if optimizer is None or self.module is None or self.module() is not module:
+            return
+        if not module.training and optimizer.training and optimizer.param_groups[0]["step"] > 0:
+            optimizer.warn_once(
                 "evaluating",
-                f"{opt.name}: the model is in eval mode but its parameters hold the training point; "
+                f"{optimizer.name}: the model is in eval mode but its parameters hold the training point; "
                 "evaluate inside `with opt.evaluating():`",
             )
 
-    module.register_forward_pre_hook(hook)
+
+def _forgotten() -> _Watch:
+    return _Watch.__new__(_Watch)

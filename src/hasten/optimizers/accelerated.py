@@ -36,7 +36,9 @@ class AcceleratedSGD(Optimizer):
         >>> opt = hasten.AcceleratedSGD.canonical([w], smoothness=10.0, strong_convexity=0.1, noise=20.0)
     """
 
-    source: ClassVar[str] = "Kidambi et al. 2018, arXiv:1803.05591; canonical form: Gupta et al. 2023, arXiv:2302.05515"
+    source: ClassVar[str] = (
+        "Kidambi et al. 2018, arXiv:1803.05591; canonical form: Gupta et al. 2023, arXiv:2302.05515"
+    )
 
     def __init__(
         self,
@@ -77,7 +79,8 @@ class AcceleratedSGD(Optimizer):
 
         Args:
             params: as for every optimizer.
-            smoothness: L, the largest curvature; "estimate" takes it from gradients and losses;
+            smoothness: L, the largest curvature; if `noise` is estimated, R² = ρL, the inverse of the largest step that
+                SGD survives. "estimate" takes R² from gradients and losses;
                 ``step`` then needs a closure.
             strong_convexity: μ, the smallest; 0 chooses the schedule for convex functions.
             noise: ρ, with E‖g‖² ≤ ρ‖∇f‖²; roughly 1 + variance/batch relative to the gradient. "estimate" compares
@@ -91,7 +94,9 @@ class AcceleratedSGD(Optimizer):
         if isinstance(smoothness, str) or isinstance(noise, str):
             for name, value in (("smoothness", smoothness), ("noise", noise)):
                 if isinstance(value, str) and value != "estimate":
-                    raise ValueError(f'{cls.__name__}: {name} = {value!r} is not allowed; it must be a number or "estimate"')
+                    raise ValueError(
+                        f'{cls.__name__}: {name} = {value!r} is not allowed; it must be a number or "estimate"'
+                    )
             iterate = EstimatedCanonical(
                 lr,
                 1.0 if isinstance(smoothness, str) else smoothness,
@@ -193,5 +198,7 @@ class StochasticNesterov(Optimizer):
         weight_decay: Value = 0.0,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        iterate = StrongGrowth(lr, smoothness, strong_convexity, growth, optional_number(self, "gamma0", gamma0, POSITIVE))
+        iterate = StrongGrowth(
+            lr, smoothness, strong_convexity, growth, optional_number(self, "gamma0", gamma0, POSITIVE)
+        )
         super().__init__(params, WeightDecay(weight_decay), iterate=iterate, **engine)

@@ -37,7 +37,9 @@ class Adafactor(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         eps1, eps2 = unpacked(self, "eps", eps, 2)
-        geometry = FactoredSecondMoment(beta2_decay, d, optional_number(self, "eps[0]", eps1, NONNEGATIVE)).rename(clip="d")
+        geometry = FactoredSecondMoment(
+            beta2_decay, d, optional_number(self, "eps[0]", eps1, NONNEGATIVE)
+        ).rename(clip="d")
         step = RelativeStep(lr, eps2)
         # The decay is relative to lr, not to the relative step, so it follows it.
         super().__init__(params, geometry, step, WeightDecay(weight_decay), iterate=Plain(lr), **engine)

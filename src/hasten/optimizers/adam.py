@@ -53,7 +53,10 @@ class AdamW(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        chain: list[Transform] = [EMA(beta1), SecondMoment(beta2, eps, maximum=flag(self, "amsgrad", amsgrad))]
+        chain: list[Transform] = [
+            EMA(beta1),
+            SecondMoment(beta2, eps, maximum=flag(self, "amsgrad", amsgrad)),
+        ]
         super().__init__(params, *_decayed(chain, weight_decay, True), lr=lr, **engine)
 
 
@@ -78,7 +81,10 @@ class Adam(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        chain: list[Transform] = [EMA(beta1), SecondMoment(beta2, eps, maximum=flag(self, "amsgrad", amsgrad))]
+        chain: list[Transform] = [
+            EMA(beta1),
+            SecondMoment(beta2, eps, maximum=flag(self, "amsgrad", amsgrad)),
+        ]
         super().__init__(params, *_decayed(chain, weight_decay, False), lr=lr, **engine)
 
 
@@ -124,7 +130,9 @@ class AdaMax(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        super().__init__(params, WeightDecay(weight_decay), EMA(beta1), InfinityNorm(beta2, eps), lr=lr, **engine)
+        super().__init__(
+            params, WeightDecay(weight_decay), EMA(beta1), InfinityNorm(beta2, eps), lr=lr, **engine
+        )
 
 
 class NAdamW(Optimizer):
@@ -139,7 +147,9 @@ class NAdamW(Optimizer):
         >>> opt = hasten.NAdamW([torch.ones(3, requires_grad=True)], variant="optax")
     """
 
-    source: ClassVar[str] = "Dozat 2016, Incorporating Nesterov momentum into Adam; torch.optim.NAdam; optax.nadamw"
+    source: ClassVar[str] = (
+        "Dozat 2016, Incorporating Nesterov momentum into Adam; torch.optim.NAdam; optax.nadamw"
+    )
 
     def __init__(
         self,
@@ -156,7 +166,12 @@ class NAdamW(Optimizer):
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         check_choice("NAdamW", "variant", variant, ("torch", "optax"))
         moment = NesterovMoment(beta1, momentum_decay, schedule=variant)
-        super().__init__(params, *_decayed([moment, SecondMoment(beta2, eps)], weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine)
+        super().__init__(
+            params,
+            *_decayed([moment, SecondMoment(beta2, eps)], weight_decay, flag(self, "decoupled", decoupled)),
+            lr=lr,
+            **engine,
+        )
 
 
 class RAdam(Optimizer):
@@ -183,7 +198,9 @@ class RAdam(Optimizer):
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         chain: list[Transform] = [EMA(beta1), RectifiedSecondMoment(beta2, eps)]
-        super().__init__(params, *_decayed(chain, weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine)
+        super().__init__(
+            params, *_decayed(chain, weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine
+        )
 
 
 class QHAdam(Optimizer):
@@ -213,7 +230,9 @@ class QHAdam(Optimizer):
         nu1, nu2 = unpacked(self, "nus", nus, 2)
         momentum = QuasiHyperbolic(beta1, nu1, debias=True).rename(momentum="beta1", nu="nu1")
         chain: list[Transform] = [momentum, QuasiHyperbolicSecondMoment(beta2, eps, nu2=nu2)]
-        super().__init__(params, *_decayed(chain, weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine)
+        super().__init__(
+            params, *_decayed(chain, weight_decay, flag(self, "decoupled", decoupled)), lr=lr, **engine
+        )
 
 
 class AdaBound(Optimizer):
@@ -243,9 +262,17 @@ class AdaBound(Optimizer):
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         bounded = BoundedSecondMoment(
-            beta2, eps, maximum=flag(self, "amsbound", amsbound), beta1=beta1, final_lr=final_lr, gamma=gamma, base_lr=1.0
+            beta2,
+            eps,
+            maximum=flag(self, "amsbound", amsbound),
+            beta1=beta1,
+            final_lr=final_lr,
+            gamma=gamma,
+            base_lr=1.0,
         )
-        super().__init__(params, WeightDecay(weight_decay), EMA(beta1, debias=False), bounded, lr=lr, **engine)
+        super().__init__(
+            params, WeightDecay(weight_decay), EMA(beta1, debias=False), bounded, lr=lr, **engine
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As for every optimizer; the bounds are relative to the learning rate that the group starts with."""

@@ -46,12 +46,18 @@ class AdEMAMix(Optimizer):
     ) -> None:
         beta1, beta2, beta3 = unpacked(self, "betas", betas, 3)
         if alpha_warmup is not None:
-            alpha = ademamix_alpha(number(self, "alpha", alpha, NONNEGATIVE), _steps(self, "alpha_warmup", alpha_warmup))
+            alpha = ademamix_alpha(
+                number(self, "alpha", alpha, NONNEGATIVE), _steps(self, "alpha_warmup", alpha_warmup)
+            )
         if beta3_warmup is not None:
             steps = _steps(self, "beta3_warmup", beta3_warmup)
-            beta3 = half_life(number(self, "betas[0]", beta1, UNIT), number(self, "betas[2]", beta3, UNIT), steps)
+            beta3 = half_life(
+                number(self, "betas[0]", beta1, UNIT), number(self, "betas[2]", beta3, UNIT), steps
+            )
         momenta = TwoMomenta(beta1, beta3, alpha, fast=not is_zero(beta1))
-        super().__init__(params, momenta, SecondMoment(beta2, eps), lr=lr, weight_decay=weight_decay, **engine)
+        super().__init__(
+            params, momenta, SecondMoment(beta2, eps), lr=lr, weight_decay=weight_decay, **engine
+        )
 
 
 class SimplifiedAdEMAMix(Optimizer):

@@ -44,7 +44,14 @@ class Prodigy(Optimizer):
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         iterate = DistanceEstimate(
-            lr, beta1, beta2, eps, weight_decay, d0, d_coef, growth_rate,
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            d0,
+            d_coef,
+            growth_rate,
             use_bias_correction=flag(self, "use_bias_correction", use_bias_correction),
             safeguard_warmup=flag(self, "safeguard_warmup", safeguard_warmup),
         )

@@ -44,7 +44,14 @@ class ScheduleFreeSGD(Optimizer):
         refined: float | None = None,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        iterate = ScheduleFree(lr, momentum, warmup_steps, r, weight_lr_power, optional_number(self, "refined", refined, POSITIVE))
+        iterate = ScheduleFree(
+            lr,
+            momentum,
+            warmup_steps,
+            r,
+            weight_lr_power,
+            optional_number(self, "refined", refined, POSITIVE),
+        )
         super().__init__(params, WeightDecay(weight_decay), iterate=iterate, **engine)
 
 
@@ -75,5 +82,9 @@ class ScheduleFreeAdamW(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        iterate = ScheduleFree(lr, beta1, warmup_steps, r, weight_lr_power, optional_number(self, "refined", refined, POSITIVE)).rename(momentum="beta1")
-        super().__init__(params, SecondMoment(beta2, eps), WeightDecay(weight_decay), iterate=iterate, **engine)
+        iterate = ScheduleFree(
+            lr, beta1, warmup_steps, r, weight_lr_power, optional_number(self, "refined", refined, POSITIVE)
+        ).rename(momentum="beta1")
+        super().__init__(
+            params, SecondMoment(beta2, eps), WeightDecay(weight_decay), iterate=iterate, **engine
+        )

@@ -109,4 +109,6 @@ class QHM(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         chain = [WeightDecay(weight_decay), QuasiHyperbolic(momentum, nu)]
-        super().__init__(params, *(reversed(chain) if flag(self, "decoupled", decoupled) else chain), lr=lr, **engine)
+        super().__init__(
+            params, *(reversed(chain) if flag(self, "decoupled", decoupled) else chain), lr=lr, **engine
+        )

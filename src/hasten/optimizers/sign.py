@@ -34,7 +34,9 @@ class Lion(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
-        super().__init__(params, Interpolation(beta1, beta2), Sign(), lr=lr, weight_decay=weight_decay, **engine)
+        super().__init__(
+            params, Interpolation(beta1, beta2), Sign(), lr=lr, weight_decay=weight_decay, **engine
+        )
 
 
 class Signum(Optimizer):

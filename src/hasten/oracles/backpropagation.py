@@ -26,8 +26,12 @@ class Backpropagation(Oracle):
         """Whether the loss is handed to the parts that measure."""
         return self.loss
 
-    def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
+    def observe(
+        self, optimizer: Any, closure: Callable[[], Any] | None
+    ) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
         """Evaluate the closure."""
         if self.loss and closure is None:
-            raise TypeError("step() needs a closure that computes the gradient and returns the loss, which is estimated from")
+            raise TypeError(
+                "step() needs a closure that computes the gradient and returns the loss, which is estimated from"
+            )
         return super().observe(optimizer, closure)

@@ -51,7 +51,9 @@ class Mars(Oracle):
         s.previous_grad = g
         return corrected
 
-    def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
+    def observe(
+        self, optimizer: Any, closure: Callable[[], Any] | None
+    ) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
         """Evaluate the closure, in the exact mode first at the previous parameters."""
         if not self.exact:
             return super().observe(optimizer, closure)
