@@ -72,11 +72,14 @@ class Equivalence:
         return 1 - self.nu * self.beta
 
     def __str__(self) -> str:
-        point = f"x ← x + {self.average:.4g} (y − x)" if self.average is not None else f"x = y + {self.E:.4g} m"
+        point = (
+            f"x ← x + {self.average:.4g} (y − x)" if self.average is not None else f"x = y + {self.E:.4g} m"
+        )
         lines = [
             f"{self.name}, step {self.step}:  m ← {self.rho:.6g} m + {self.s:.4g} d;  "
             f"y ← y − {self.A:.4g} m − {self.B:.4g} d;  {point if self.average is not None or self.E else 'x = y'}",
-            f"  = quasi-hyperbolic momentum with lr {self.lr:.4g}, ν {self.nu:.4g}, β {self.beta:.6g}  (α {self.alpha:.4g})",
+            f"  = quasi-hyperbolic momentum with lr {self.lr:.4g}, ν {self.nu:.4g}, β {self.beta:.6g}"
+            f"  (α {self.alpha:.4g})",
         ]
         return "\n".join([*lines, *(f"  {remark}" for remark in self.remarks)])
 
@@ -145,12 +148,16 @@ class _Reader:
 
     def _remarks(self) -> list[str]:
         remarks = [f"{type(part).__name__} {self._slot()} the recurrence" for _, part in self.geometries]
-        for part in self.composition.parts:
-            if isinstance(part, Step) and (part.measures or part.grain == "matrix"):
-                remarks.append(f"up to {type(part).__name__}, which is not linear")
+        remarks += [
+            f"up to {type(part).__name__}, which is not linear"
+            for part in self.composition.parts
+            if isinstance(part, Step) and (part.measures or part.grain == "matrix")
+        ]
         for i, part in self.momenta:
             if isinstance(part, TwoMomenta) and self.h[i].beta1:
-                remarks.append("d is the fast average of the gradient, after its bias correction has died out")
+                remarks.append(
+                    "d is the fast average of the gradient, after its bias correction has died out"
+                )
             if not isinstance(self.iterate, Plain):
                 remarks.append(f"driven by {type(part).__name__} of the gradient")
         oracle = self.composition.sentence.oracle
@@ -161,7 +168,9 @@ class _Reader:
     def _momentum(self) -> tuple[float, float, float]:
         oracle = self.composition.sentence.oracle
         if len(self.momenta) > 1:
-            raise ValueError(f"{self.name} has {len(self.momenta)} momenta in series, which is not one linear buffer")
+            raise ValueError(
+                f"{self.name} has {len(self.momenta)} momenta in series, which is not one linear buffer"
+            )
         if not self.momenta:
             return 0.0, 0.0, 1.0
         i, momentum = self.momenta[0]
@@ -170,7 +179,9 @@ class _Reader:
         if isinstance(oracle, Mars) and not oracle.exact:
             # c = g + γβ/(1−β)(g − g_prev) through an average with the same β is ν = 1−γ.
             if b != 0 or self.h[0].beta1 != rho:
-                raise ValueError(f"{self.name}: the correction and the momentum have different β: not one linear buffer")
+                raise ValueError(
+                    f"{self.name}: the correction and the momentum have different β: not one linear buffer"
+                )
             gamma = self.h[0].gamma
             total = a / (1 - rho)
             return rho, a * (1 - gamma), gamma * total

@@ -52,7 +52,9 @@ class Schedule:
         """From the plain data of a checkpoint."""
         arguments = {k: v for k, v in data.items() if k != "schedule"}
         if data.get("schedule") not in _FORMULAS:
-            raise ValueError(f"unknown schedule {data.get('schedule')!r}; known are {', '.join(sorted(_FORMULAS))}")
+            raise ValueError(
+                f"unknown schedule {data.get('schedule')!r}; known are {', '.join(sorted(_FORMULAS))}"
+            )
         return Schedule(data["schedule"], tuple(arguments.items()))
 
     def __repr__(self) -> str:
@@ -171,7 +173,9 @@ def ademamix_alpha(t: Number, alpha: float, steps: int) -> Number:
 
 
 @schedule
-def half_life(t: Number, start: float, end: float, steps: int, log_offset: float = 1e-8, first: int = 1) -> Number:
+def half_life(
+    t: Number, start: float, end: float, steps: int, log_offset: float = 1e-8, first: int = 1
+) -> Number:
     """AdEMAMix's β₃: the half-life of an average grows linearly from that of `start` to that of `end`.
 
     ``h = (1−k/T) f(start) + (k/T) f(end)``, ``f(β) = ln ½/ln(β + log_offset) − 1``, ``β_k = ½^{1/(h+1)}``. The authors'

@@ -101,7 +101,9 @@ class Buffer:
 class Part:
     """One part of an optimizer. Not used directly: see :class:`Oracle`, :class:`Transform`, :class:`Iterate`."""
 
-    renamed: Mapping[str, str] = field(default_factory=dict, kw_only=True, repr=False, hash=False, compare=False)
+    renamed: Mapping[str, str] = field(
+        default_factory=dict, kw_only=True, repr=False, hash=False, compare=False
+    )
     """Hyperparameters stored in the parameter groups under another name (see :meth:`rename`)."""
 
     formula: ClassVar[str] = ""
@@ -180,7 +182,9 @@ class Oracle(Part):
     delivers_loss: ClassVar[bool] = False
     """Whether the loss is handed, as ``sums.loss``, to the parts that measure over all parameters."""
 
-    def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
+    def observe(
+        self, optimizer: Any, closure: Callable[[], Any] | None
+    ) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
         """Obtain gradients in ``p.grad``; return the loss and the extra tensors named in `reads`."""
         loss = None
         if closure is not None:

@@ -22,7 +22,7 @@ def no_compiler(monkeypatch):
 
 def large():
     torch.manual_seed(0)
-    p = torch.randn(stepping.COMPILE_FROM).requires_grad_()
+    p = torch.randn(stepping.COMPILE_FROM["cpu"]).requires_grad_()
     p.grad = torch.ones_like(p)
     return p
 

@@ -151,7 +151,9 @@ def test_a_watched_module_can_be_copied_and_pickled_and_outlives_its_optimizer()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert torch.equal(other(x), other(x))  # a copy belongs to no optimizer, so nothing is said about it
+            assert torch.equal(
+                other(x), other(x)
+            )  # a copy belongs to no optimizer, so nothing is said about it
         del opt
         model(x)
 

@@ -164,11 +164,8 @@ def _openmp_library() -> tuple[str, ...]:
 
 def _folder() -> Path:
     chosen = os.environ.get("HASTEN_CACHE_DIR")
-    if chosen:
-        folder = Path(chosen)
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hasten"
-    return _checked_folder(folder)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return _checked_folder(Path(chosen) if chosen else home / "hasten")
 
 
 def _checked_folder(folder: Path) -> Path:

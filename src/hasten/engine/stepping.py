@@ -21,8 +21,8 @@ from hasten.numbers import Names
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
 
-COMPILE_FROM = 2**17
-"""Number of parameters from which engine="auto" compiles."""
+COMPILE_FROM = {"cpu": 2**12, "elsewhere": 2**17}
+"""Number of parameters from which engine="auto" compiles: a C loop takes 0.2 s once, a kernel elsewhere seconds."""
 
 
 class NonFiniteGradient(FloatingPointError):
@@ -45,10 +45,10 @@ def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]], loss
     for bucket in buckets:
         bucket.h = hypers[bucket.index][1][id(bucket.composition)]
         _numbers(bucket)
-    for bucket in buckets:
         for stop in (*bucket.composition.measuring, None):
             if stop not in bucket.passes:
                 bucket.passes[stop] = _pass(optimizer, bucket, stop)
+    for bucket in buckets:
         _start_positions(optimizer, bucket)
     _measure_all(optimizer, buckets, extras, loss)
     for bucket in buckets:
@@ -162,7 +162,7 @@ def choose_pass(optimizer: Optimizer, formula: Formula, layout: Layout) -> Pass:
     """The compiled pass where it pays and can be had, otherwise the eager one."""
     from hasten.engine.eager import eager_pass
 
-    large = optimizer.parameter_count >= COMPILE_FROM
+    large = optimizer.parameter_count >= COMPILE_FROM.get(layout.device, COMPILE_FROM["elsewhere"])
     if optimizer.engine == "eager" or (optimizer.engine == "auto" and (not large or _Fallback.happened)):
         return eager_pass(formula, layout)
     from hasten.engine.passes import compiled_pass

@@ -29,13 +29,15 @@ class DistanceEstimate(Iterate):
     weight_decay: Value = hyper(0.0, NONNEGATIVE, "decoupled weight decay")
     d0: Value = hyper(1e-6, POSITIVE, "initial estimate of the distance")
     d_coef: Value = hyper(1.0, POSITIVE, "factor on the estimate; the preferred knob to tune")
-    growth_rate: Value = hyper(math.inf, Interval(1, math.inf, "both"), "largest growth of the estimate in a step")
+    growth_rate: Value = hyper(
+        math.inf, Interval(1, math.inf, "both"), "largest growth of the estimate in a step"
+    )
     use_bias_correction: bool = False
     safeguard_warmup: bool = False
     measures: ClassVar[Literal["", "tensor", "all"]] = "all"
     formula: ClassVar[str] = (
-        "m ← β₁ m + (1−β₁) d g;  v ← β₂ v + (1−β₂) d² g²;  s ← √β₂ s + (d/d₀) d lr g;  r ← √β₂ r + (d/d₀) d lr ⟨g, y₀−y⟩;  "
-        "d' = max(d, r/‖s‖₁);  y ← y − lr d (m/(√v + d' ε) + λ y)"
+        "m ← β₁ m + (1−β₁) d g;  v ← β₂ v + (1−β₂) d² g²;  s ← √β₂ s + (d/d₀) d lr g;  "
+        "r ← √β₂ r + (d/d₀) d lr ⟨g, y₀−y⟩;  d' = max(d, r/‖s‖₁);  y ← y − lr d (m/(√v + d' ε) + λ y)"
     )
 
     def buffers(self) -> dict[str, Buffer]:

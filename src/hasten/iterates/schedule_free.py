@@ -19,10 +19,14 @@ class ScheduleFree(Iterate):
     """
 
     lr: Value = hyper(1.0, NONNEGATIVE, "learning rate")
-    momentum: Value = hyper(0.9, Interval(0, 1, "neither"), "β, where between z and its average gradients are taken")
+    momentum: Value = hyper(
+        0.9, Interval(0, 1, "neither"), "β, where between z and its average gradients are taken"
+    )
     warmup_steps: Value = hyper(0, NONNEGATIVE, "steps over which lr grows linearly")
     r: Value = hyper(0.0, ANY, "power of the step in the averaging weights")
-    weight_lr_power: Value = hyper(2.0, NONNEGATIVE, "power of the largest lr so far in the averaging weights")
+    weight_lr_power: Value = hyper(
+        2.0, NONNEGATIVE, "power of the largest lr so far in the averaging weights"
+    )
     refined: float | None = None
     decay_at_z: float = 0.0
     two_points: ClassVar[bool] = True

@@ -134,7 +134,7 @@ class Canonical(ThreeSequences):
     """The canonical accelerated triple under strong growth E‖g‖² ≤ ρ‖∇f‖².
 
     AGNES, Vaswani et al. (strongly convex) and MaSS are this one method; ρ = 1 is Nesterov's. When the batch shrinks
-    j times in the noise-dominated regime, multiply `noise` by j: the steps divide by j, the momentum window grows j times.
+    j times in the noise-dominated regime, multiply `noise` by j: the steps divide by j, the window grows j times.
     """
 
     lr: Value = hyper(1.0, NONNEGATIVE, "factor on both steps; 1 is the theory's")
@@ -299,5 +299,3 @@ class LinearCoupling(ThreeSequences):
         """Growing long steps; t = k − 1."""
         long = (k + 1) / (2 * h.smoothness)
         return Coupling(2 / (k + 1), 0.0, gamma=h.lr * long, delta=h.lr / h.smoothness), 2 / (k + 2)
-
-

@@ -102,10 +102,8 @@ class StreamingLeastSquares:
     @property
     def kappa_tilde(self) -> float:
         """Statistical condition number: smallest ``k`` with ``E Hhat H^-1 Hhat <= k H``."""
-        if self.one_hot:
-            single = float(self.eigenvalues.sum()) / self.strong_convexity
-        else:
-            single = self.dimension + 2.0
+        one_hot = float(self.eigenvalues.sum()) / self.strong_convexity
+        single = one_hot if self.one_hot else self.dimension + 2.0
         return (single + self.batch - 1) / self.batch
 
     @property

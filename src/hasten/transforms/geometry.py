@@ -70,7 +70,13 @@ class QuasiHyperbolicSecondMoment(SecondMoment):
 
     def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of the average and of the current square."""
-        return {"beta": h.beta2, "weight": 1 - h.beta2, "slow": h.nu2 / (1 - h.beta2**k), "now": 1 - h.nu2, "eps": h.eps}
+        return {
+            "beta": h.beta2,
+            "weight": 1 - h.beta2,
+            "slow": h.nu2 / (1 - h.beta2**k),
+            "now": 1 - h.nu2,
+            "eps": h.eps,
+        }
 
     def direction(self, d: Entry, s: Any, n: Any) -> Entry:
         """The direction in the mixed metric."""
@@ -137,7 +143,9 @@ class BoundedSecondMoment(SecondMoment):
 
     beta1: Value = hyper(0.9, UNIT, "decay of the average of directions, for its bias correction")
     final_lr: Value = hyper(0.1, POSITIVE, "the learning rate of SGD that the bounds close in on")
-    base_lr: Value = hyper(1e-3, POSITIVE, "the learning rate at construction: a schedule on lr scales the bounds")
+    base_lr: Value = hyper(
+        1e-3, POSITIVE, "the learning rate at construction: a schedule on lr scales the bounds"
+    )
     gamma: Value = hyper(1e-3, POSITIVE, "speed at which the bounds close")
     eps_on: Literal["corrected", "raw"] = "raw"
     formula: ClassVar[str] = (

@@ -253,7 +253,9 @@ class TwoMomenta(Momentum):
     def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of both averages."""
         if not self.fast and h.beta1 != 0:
-            raise ValueError(f"beta1 = {h.beta1} needs the fast average, which this optimizer was built without")
+            raise ValueError(
+                f"beta1 = {h.beta1} needs the fast average, which this optimizer was built without"
+            )
         return {
             "fast_weight": 1 - h.beta1,
             "correction": 1 - h.beta1**k,

@@ -107,5 +107,3 @@ class RelativeStep(Step):
         """The direction in proportion to the parameter."""
         size = torch.linalg.vector_norm(s.param) / max(s.param.numel(), 1) ** 0.5
         return torch.clamp(size, min=n.eps2) * n.relative * d
-
-
