@@ -4,8 +4,7 @@ optimizer = oracle → transforms (momentum · geometry · step) → iterate
 """
 
 from hasten import iterates, optimizers, oracles, schedules, transforms
-from hasten.describe import Description, describe
-from hasten.engine import EngineOptions, NonFiniteGradient, Optimizer, Sentence
+from hasten.engine import Description, EngineOptions, NonFiniteGradient, Optimizer, Sentence, describe
 from hasten.equivalence import Equivalence, equivalent
 from hasten.optimizers import (
     MARS,

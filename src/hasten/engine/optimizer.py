@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hasten.engine.checkpoint import restore
 from hasten.engine.checks import check_value, nearest
+from hasten.engine.description import describe
 from hasten.engine.composition import Composition, Place, Sentence
 from hasten.engine.options import read_options
 from hasten.engine.plan import Plan
@@ -365,6 +366,9 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: groups, sizes, names or shapes do not fit; names the first that does not. Nothing is changed.
         """
         restore(self, state_dict)
+
+    def __repr__(self) -> str:
+        return str(describe(self))
 
     def __getstate__(self) -> dict[str, Any]:
         # Hooks stay behind, as torch's do; so does the `step` that torch's schedulers wrap around ours.

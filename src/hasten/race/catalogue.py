@@ -126,10 +126,9 @@ def _parts(optimizer: Any) -> str:
 
 def _arguments(kind: Any, optimizer: Any) -> str:
     """Names and defaults from the signature, meanings from the parts that declare them."""
-    composition = optimizer.compositions[0]
     meanings: dict[str, list[str]] = {}
-    for own_name, place in composition.places.items():
-        meanings.setdefault(place.key, []).append(composition.hypers[own_name].meaning)
+    for own_name, place in sorted(optimizer.places.items(), key=lambda item: item[1].index or 0):
+        meanings.setdefault(place.key, []).append(optimizer.hypers[own_name].meaning)
     lines = []
     for parameter in inspect.signature(kind).parameters.values():
         if parameter.default is not inspect.Parameter.empty:

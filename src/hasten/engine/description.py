@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hasten.engine import Optimizer
+import torch
+
 from hasten.engine.composition import Composition, Place
+from hasten.schedules import Schedule
+
+if TYPE_CHECKING:
+    from hasten.engine.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,12 @@ class PartDescription:
     hyperparameters: dict[str, Any]
     buffers: tuple[str, ...]
 
+    def lines(self) -> list[str]:
+        """The part with its values, and below it the formula."""
+        listed = ", ".join(f"{k}={_short(v)}" for k, v in {**self.hyperparameters, **self.options}.items())
+        stated = [f"            {self.formula}"] if self.formula else []
+        return [f"  {self.word:<9} {self.name}({listed})", *stated]
+
 
 @dataclass(frozen=True)
 class Description:
@@ -29,17 +41,20 @@ class Description:
     source: str
     parts: tuple[PartDescription, ...]
     floats_per_parameter: float
+    vectors: tuple[PartDescription, ...] = ()
+    """The parts for parameters with fewer than two dimensions, where they have a sentence of their own."""
+    overrides: tuple[str, ...] = ()
+    """What the other parameter groups have instead, a line each."""
 
     def __str__(self) -> str:
         lines = [f"{self.name}" + (f"  ({self.source})" if self.source else "")]
         for part in self.parts:
-            values = {**part.hyperparameters, **part.options}
-            listed = ", ".join(f"{k}={_short(v)}" for k, v in values.items())
-            lines.append(f"  {part.word:<9} {part.name}({listed})")
-            if part.formula:
-                lines.append(f"            {part.formula}")
+            lines += part.lines()
         lines.append(f"  state     {self.floats_per_parameter:g} floats per parameter")
-        return "\n".join(lines)
+        if self.vectors:
+            lines.append("  parameters with fewer than two dimensions:")
+            lines += [f"  {line}" for part in self.vectors for line in part.lines()]
+        return "\n".join([*lines, *(f"  {line}" for line in self.overrides)])
 
 
 def describe(optimizer: Optimizer) -> Description:
@@ -61,16 +76,29 @@ def describe(optimizer: Optimizer) -> Description:
                     y ← y − lr · u
           state     1 floats per parameter
     """
-    composition = optimizer.compositions[0]
+    first, *others = optimizer.compositions
     group = optimizer.param_groups[0]
-    parts = tuple(_part(composition, i, group) for i in range(len(composition.parts)))
-    return Description(type(optimizer).__name__, optimizer.source, parts, floats_per_parameter(composition))
+    sentences = [tuple(_part(c, i, group) for i in range(len(c.parts))) for c in optimizer.compositions]
+    return Description(
+        type(optimizer).__name__,
+        optimizer.source,
+        sentences[0],
+        floats_per_parameter(first),
+        sentences[1] if others else (),
+        tuple(_overrides(optimizer)),
+    )
+
+
+def _overrides(optimizer: Optimizer) -> Iterator[str]:
+    first, *others = optimizer.param_groups
+    for number, group in enumerate(others, start=1):
+        places = [place for place in optimizer.places.values() if _value(group, place) != _value(first, place)]
+        listed = ", ".join(f"{place}={_short(_value(group, place))}" for place in places)
+        yield f"group {number}: {len(group['params'])} parameters" + (f", {listed}" if listed else "")
 
 
 def floats_per_parameter(composition: Composition, shape: tuple[int, int] = (1024, 1024)) -> float:
     """State per entry of a large matrix, in numbers."""
-    import torch
-
     size = torch.Size(shape)
     total = 0
     for slot in composition.slots:
@@ -88,11 +116,9 @@ def _part(composition: Composition, i: int, group: dict[str, Any]) -> PartDescri
 
 def _value(group: dict[str, Any], place: Place) -> Any:
     if str(place) in group["schedules"]:
-        from hasten.schedules import Schedule
-
         data = group["schedules"][str(place)]
         return "function of the step" if data["schedule"] == "function" else Schedule.from_plain(data)
-    return group[place.key] if place.index is None else group[place.key][place.index]
+    return place.read(group)
 
 
 def _short(value: Any) -> str:
