@@ -92,7 +92,9 @@ def describe(optimizer: Optimizer) -> Description:
 def _overrides(optimizer: Optimizer) -> Iterator[str]:
     first, *others = optimizer.param_groups
     for number, group in enumerate(others, start=1):
-        places = [place for place in optimizer.places.values() if _value(group, place) != _value(first, place)]
+        places = [
+            place for place in optimizer.places.values() if _value(group, place) != _value(first, place)
+        ]
         listed = ", ".join(f"{place}={_short(_value(group, place))}" for place in places)
         yield f"group {number}: {len(group['params'])} parameters" + (f", {listed}" if listed else "")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from hasten.engine.checkpoint import restore
 from hasten.engine.checks import check_value, nearest
-from hasten.engine.description import describe
 from hasten.engine.composition import Composition, Place, Sentence
+from hasten.engine.description import describe
 from hasten.engine.options import read_options
 from hasten.engine.plan import Plan
 from hasten.engine.scheduling import place_of
