@@ -212,7 +212,8 @@ def _run(
     for original, copy in back:
         original.copy_(copy)
     if "param" in formula.writes:
-        torch.autograd.graph.increment_version(params)
+        for p in params:  # one by one, as older versions of torch take them
+            torch.autograd.graph.increment_version(p)
     return sums
 
 
