@@ -18,7 +18,7 @@ from .formula import Constant, Formula, Layout, Operand, Pass, Program, Unsuppor
 from .rounding import random_bits, round_stochastically, words
 from .square_root import sqrt
 
-TILE = 2**17
+TILE = 2**18
 """Entries of a tile on a CPU; elsewhere a tile is a whole tensor."""
 
 SMALL = 2**13
