@@ -113,8 +113,6 @@ class Part:
     """`element`: the formula holds for every entry. `matrix`: it needs the whole tensor in its own shape."""
     measures: ClassVar[Literal["", "tensor", "all"]] = ""
     """Whether :meth:`measure` sums over each tensor, or over all parameters, before the formula is applied."""
-    reads: ClassVar[tuple[str, ...]] = ()
-    """Extra tensors an oracle delivers with the gradient."""
 
     @classmethod
     def hypers(cls) -> tuple[Hyper, ...]:
@@ -179,8 +177,16 @@ class Oracle(Part):
     """What is learnt about the objective, and at what price."""
 
     word: ClassVar[str] = "oracle"
-    delivers_loss: ClassVar[bool] = False
-    """Whether the loss is handed, as ``sums.loss``, to the parts that measure over all parameters."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Extra tensors delivered with the gradient."""
+        return ()
+
+    @property
+    def delivers_loss(self) -> bool:
+        """Whether the loss is handed, as ``sums.loss``, to the parts that measure over all parameters."""
+        return False
 
     def observe(
         self, optimizer: Any, closure: Callable[[], Any] | None

@@ -162,3 +162,11 @@ def test_a_parameter_in_half_the_dtype_after_a_move():
     p.grad = torch.ones(4, dtype=torch.bfloat16)
     opt.step()
     assert torch.equal(p.detach(), torch.zeros(4, dtype=torch.bfloat16))
+
+
+def test_a_sum_over_all_parameters_must_stand_before_one_over_a_tensor():
+    w = [torch.ones(3, requires_grad=True)]
+    every, single = hasten.transforms.ClipNorm(1.0), hasten.transforms.ClipTensorNorm(1.0)
+    hasten.Optimizer(w, every, single)
+    with pytest.raises(ValueError, match="ClipNorm is not allowed after ClipTensorNorm"):
+        hasten.Optimizer(w, single, every)

@@ -119,6 +119,7 @@ class Composition:
         self.group_counters = tuple(c for c in counters if self.parts[c.part].measures == "all")
         self.grain = "matrix" if any(part.grain == "matrix" for part in self.parts) else "element"
         self.measuring = tuple(i for i, part in enumerate(self.parts) if part.measures)
+        self._check_order_of_measurements()
         self.extra_inputs = tuple(self.sentence.oracle.reads)
         self._stages: dict[int | None, Formula] = {}
 
@@ -129,6 +130,18 @@ class Composition:
         """Build every pass now; a user's ``torch.compile`` of the step could not."""
         for stop in (*self.measuring, None):
             self.stage(stop)
+
+    def _check_order_of_measurements(self) -> None:
+        """Sums over all parameters are taken first, so nothing before them may wait for the sums of one tensor."""
+        per_tensor = None
+        for i in self.measuring:
+            if self.parts[i].measures == "tensor":
+                per_tensor = self.parts[i]
+            elif per_tensor is not None:
+                late, early = type(self.parts[i]).__name__, type(per_tensor).__name__
+                raise ValueError(
+                    f"{late} is not allowed after {early}: it sums over all parameters; place it before"
+                )
 
     # -- hyperparameters ------------------------------------------------------------------------------------------
 

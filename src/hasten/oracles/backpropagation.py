@@ -22,7 +22,7 @@ class Backpropagation(Oracle):
     formula: ClassVar[str] = "g = ∇f(y)"
 
     @property
-    def delivers_loss(self) -> bool:  # type: ignore[override]  # a property where the word declares a constant
+    def delivers_loss(self) -> bool:
         """Whether the loss is handed to the parts that measure."""
         return self.loss
 

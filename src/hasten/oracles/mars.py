@@ -30,7 +30,7 @@ class Mars(Oracle):
     formula: ClassVar[str] = "c = g + γ β₁/(1−β₁) (g − g_prev)"
 
     @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]  # a property where the word declares a constant
+    def reads(self) -> tuple[str, ...]:
         """The gradient of the current batch at the previous parameters."""
         return ("grad_before",) if self.exact else ()
 
