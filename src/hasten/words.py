@@ -148,6 +148,11 @@ class Part:
         """The name under which a hyperparameter is stored in the parameter groups."""
         return self.renamed.get(name, name)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Numbers that the oracle must deliver to this part's :meth:`measured`."""
+        return ()
+
     def buffers(self) -> dict[str, Buffer]:
         """Tensors kept for every parameter."""
         return {}
@@ -172,6 +177,20 @@ class Part:
         return {}
 
 
+@dataclass
+class Observation:
+    """What an oracle learnt in one step.
+
+    `gradients` are the gradients of this step by parameter; None: they are in ``p.grad``. `extras` are the tensors
+    named in :attr:`Oracle.reads`, by parameter; `numbers` the ones named in :attr:`Oracle.delivers`.
+    """
+
+    loss: Any = None
+    gradients: dict[Tensor, Tensor] | None = None
+    extras: dict[str, dict[Tensor, Tensor]] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Oracle(Part):
     """What is learnt about the objective, and at what price."""
@@ -184,19 +203,13 @@ class Oracle(Part):
         return ()
 
     @property
-    def delivers_loss(self) -> bool:
-        """Whether the loss is handed, as ``sums.loss``, to the parts that measure over all parameters."""
-        return False
+    def delivers(self) -> tuple[str, ...]:
+        """Numbers handed, as ``sums.<name>``, to the parts that measure over all parameters."""
+        return ()
 
-    def observe(
-        self, optimizer: Any, closure: Callable[[], Any] | None
-    ) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
-        """Obtain gradients in ``p.grad``; return the loss and the extra tensors named in `reads`."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        return loss, {}
+    def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> Observation:
+        """Learn about the objective at the parameters, without changing them."""
+        return Observation()
 
     def correct(self, g: Entry, s: Any, n: Any) -> Entry:
         """The gradient information passed on, from the raw gradient `g`."""

@@ -120,6 +120,7 @@ class Composition:
         self.grain = "matrix" if any(part.grain == "matrix" for part in self.parts) else "element"
         self.measuring = tuple(i for i, part in enumerate(self.parts) if part.measures)
         self._check_order_of_measurements()
+        self._check_needs()
         self.extra_inputs = tuple(self.sentence.oracle.reads)
         self._stages: dict[int | None, Formula] = {}
 
@@ -142,6 +143,16 @@ class Composition:
                 raise ValueError(
                     f"{late} is not allowed after {early}: it sums over all parameters; place it before"
                 )
+
+    def _check_needs(self) -> None:
+        oracle = self.sentence.oracle
+        for part in self.parts:
+            for name in part.needs:
+                if name not in oracle.delivers:
+                    raise ValueError(
+                        f"{type(part).__name__} needs the number {name!r} of every step, which {type(oracle).__name__} "
+                        "does not deliver"
+                    )
 
     # -- hyperparameters ------------------------------------------------------------------------------------------
 
@@ -199,7 +210,8 @@ class Composition:
         h = Names(**{x.name: _representative(getattr(part, x.name), x) for x in part.hypers()})
         names = tuple(part.numbers(h, 1.0, Names(**part.counters())))
         if measured and part.measures:
-            sums = Names(**dict.fromkeys(self.sum_names(i), 1.0), loss=1.0)
+            delivered = dict.fromkeys(self.sentence.oracle.delivers, 1.0)
+            sums = Names(**dict.fromkeys(self.sum_names(i), 1.0), **delivered)
             names += tuple(part.measured(h, 1.0, Names(**part.counters()), sums))
         return names
 

@@ -20,7 +20,7 @@ from hasten.engine.options import read_options
 from hasten.engine.plan import Plan
 from hasten.engine.scheduling import place_of
 from hasten.engine.stepping import run_step
-from hasten.engine.traced import traced_step
+from hasten.engine.traced import refuse_tracing, traced_step
 from hasten.engine.two_points import switch, watch
 from hasten.iterates.plain import Plain
 from hasten.oracles.backpropagation import Backpropagation
@@ -107,6 +107,8 @@ class Optimizer(torch.optim.Optimizer):
         self.functions: dict[tuple[int, str], Callable[[int], float]] = {}
         self._warned: set[str] = set()
         self.parameter_count = 0
+        self.module = params if isinstance(params, nn.Module) else None
+        """The module whose parameters these are, where it was given."""
         self.plan: Plan | None = None
         self.written: dict[tuple[int, str], Any] = {}
         """What was last stored for each scheduled hyperparameter, by identity of its group and its place."""
@@ -114,10 +116,9 @@ class Optimizer(torch.optim.Optimizer):
             self.check(name, place.read(defaults))
         for composition in self.compositions:
             composition.prepare()
-        module = params if isinstance(params, nn.Module) else None
-        super().__init__(module.named_parameters() if module is not None else _listed(params), defaults)
-        if module is not None and self.has_evaluation_point:
-            watch(module, self)
+        super().__init__(_listed(params) if self.module is None else self.module.named_parameters(), defaults)
+        if self.module is not None and self.has_evaluation_point:
+            watch(self.module, self)
 
     # -- construction -----------------------------------------------------------------------------------------------
 
@@ -136,7 +137,9 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{self.name}: {part!r} is not allowed; it must be {_ARTICLES[kind]}")
         if lr is not None:
             iterate = dataclasses.replace(iterate, lr=lr)  # type: ignore[call-arg]  # every iterate declares lr
-        has_decay = any("weight_decay" in {h.name for h in part.hypers()} for part in (*transforms, iterate))
+        has_decay = any(
+            "weight_decay" in {h.name for h in part.hypers()} for part in (oracle, *transforms, iterate)
+        )
         if has_decay and weight_decay is not None:
             raise ValueError(f"{self.name}: weight_decay is given twice: as an argument and in a part")
         if not has_decay:
@@ -283,12 +286,14 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 f"{self.name}: the parameters hold the evaluation point; call opt.train() before opt.step()"
             )
-        loss, extras = self.sentence.oracle.observe(self, closure)
         if torch.compiler.is_compiling():
+            refuse_tracing(self.sentence.oracle)
+            loss = None if closure is None else torch.enable_grad()(closure)()
             traced_step(self)
-        else:
-            run_step(self, extras, loss)
-        return loss
+            return loss
+        observation = self.sentence.oracle.observe(self, closure)
+        run_step(self, observation)
+        return observation.loss
 
     # -- two points ---------------------------------------------------------------------------------------------------
 
@@ -375,6 +380,7 @@ class Optimizer(torch.optim.Optimizer):
         hidden = ("_optimizer_", "_zero_grad_profile_name", "_warned_capturable", "step", "_opt_called")
         return {k: v for k, v in self.__dict__.items() if not k.startswith(hidden)} | {
             "plan": None,
+            "module": None,
             "written": {},
         }
 

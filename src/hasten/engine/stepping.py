@@ -7,7 +7,7 @@ tensor is changed.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from hasten.engine.matrix import matrix_pass
 from hasten.engine.plan import Bucket, Plan, flat
 from hasten.engine.scheduling import resolve, store
 from hasten.numbers import Names
+from hasten.words import Observation
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
@@ -24,15 +25,20 @@ if TYPE_CHECKING:
 COMPILE_FROM = {"cpu": 2**12, "elsewhere": 2**17}
 """Number of parameters from which engine="auto" compiles: a C loop takes 0.2 s once, a kernel elsewhere seconds."""
 
+Extras: TypeAlias = "dict[str, dict[Tensor, Any]]"
+"""The gradients, and what else the oracle delivered for every parameter."""
+
 
 class NonFiniteGradient(FloatingPointError):
     """A gradient holds NaN or infinity, and the optimizer was told to raise."""
 
 
-def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]], loss: Any) -> None:
+def run_step(optimizer: Optimizer, observation: Observation) -> None:
     """Move every parameter that has a gradient by one step."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    grads = [p.grad for p in params]
+    known = observation.gradients
+    grads = [p.grad for p in params] if known is None else [known.get(p) for p in params]
+    extras: Extras = {"grad": dict(zip(params, grads, strict=True)), **observation.extras}
     if not _finite(optimizer, params, grads):
         for group in optimizer.param_groups:
             group["skipped_steps"] += 1
@@ -47,10 +53,10 @@ def run_step(optimizer: Optimizer, extras: dict[str, dict[Tensor, Tensor]], loss
         _numbers(bucket)
         for stop in (*bucket.composition.measuring, None):
             if stop not in bucket.passes:
-                bucket.passes[stop] = _pass(optimizer, bucket, stop)
+                bucket.passes[stop] = _pass(optimizer, bucket, stop, extras)
     for bucket in buckets:
         _start_positions(optimizer, bucket)
-    _measure_all(optimizer, buckets, extras, loss)
+    _measure_all(optimizer, buckets, extras, observation.numbers)
     for bucket in buckets:
         if any(bucket.composition.parts[i].measures == "tensor" for i in bucket.composition.measuring):
             _run_one_by_one(optimizer, bucket, extras)
@@ -111,8 +117,8 @@ def _measured(bucket: Bucket, i: int, sums: Names) -> dict[str, float]:
 def _measure_all(
     optimizer: Optimizer,
     buckets: list[Bucket],
-    extras: dict[str, dict[Tensor, Tensor]],
-    loss: Any,
+    extras: Extras,
+    delivered: dict[str, float],
 ) -> None:
     """Run the measurements that sum over all parameters, part by part."""
     for composition in {id(b.composition): b.composition for b in buckets}.values():
@@ -121,18 +127,16 @@ def _measure_all(
             if composition.parts[i].measures != "all":
                 continue
             totals = dict.fromkeys(composition.sum_names(i), 0.0)
-            for bucket in own:
+            for bucket in own if totals else ():
                 for row in _run(optimizer, bucket, None, i, bucket.numbers, extras):
                     for name, value in zip(totals, row, strict=True):
                         totals[name] += value
-            sums = Names(**totals)
-            if composition.sentence.oracle.delivers_loss:
-                sums.loss = float(loss)
+            sums = Names(**totals, **delivered)
             for bucket in own:
                 bucket.numbers.update(_measured(bucket, i, sums))
 
 
-def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: dict[str, dict[Tensor, Tensor]]) -> None:
+def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: Extras) -> None:
     """Parts that measure a tensor give every tensor its own numbers."""
     composition = bucket.composition
     for member in range(len(bucket.params)):
@@ -145,12 +149,13 @@ def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: dict[str, dict
         _run(optimizer, bucket, member, None, numbers, extras)
 
 
-def _pass(optimizer: Optimizer, bucket: Bucket, stop: int | None) -> Pass:
+def _pass(optimizer: Optimizer, bucket: Bucket, stop: int | None, extras: Extras) -> Pass:
     formula = bucket.composition.stage(stop)
     if bucket.composition.grain == "matrix":
         return matrix_pass(formula)
     p = bucket.params[0]
-    tensors = _tensors(optimizer, formula, p, {name: {p: p} for name in bucket.composition.extra_inputs})
+    own = {name: {p: p} for name in bucket.composition.extra_inputs}
+    tensors = _tensors(optimizer, formula, p, {"grad": {p: extras["grad"][p]}, **own})
     dtypes = tuple(t.dtype.to_real() for t in tensors)
     compute = torch.float64 if torch.float64 in dtypes else torch.float32
     stochastic = optimizer.stochastic_rounding and p.dtype is torch.bfloat16 and "param" in formula.writes
@@ -181,13 +186,10 @@ class _Fallback:
     happened = False
 
 
-def _tensors(
-    optimizer: Optimizer, formula: Formula, p: Tensor, extras: dict[str, dict[Tensor, Tensor]]
-) -> list[Tensor]:
+def _tensors(optimizer: Optimizer, formula: Formula, p: Tensor, extras: Extras) -> list[Tensor]:
     """The tensors of one parameter that a formula works on, in its order."""
     state = optimizer.state[p]
-    known: dict[str, Any] = {"param": p, "grad": p.grad}
-    return [known[n] if n in known else extras[n][p] if n in extras else state[n] for n in formula.inputs]
+    return [p if n == "param" else extras[n][p] if n in extras else state[n] for n in formula.inputs]
 
 
 def _run(
@@ -196,7 +198,7 @@ def _run(
     member: int | None,
     stop: int | None,
     numbers: dict[str, float],
-    extras: dict[str, dict[Tensor, Tensor]],
+    extras: Extras,
 ) -> list[list[float]]:
     """Run one pass over all of a bucket's parameters, or over one member."""
     formula = bucket.composition.stage(stop)
@@ -223,12 +225,11 @@ def _slot(
     chosen: slice,
     written: bool,
     back: list[tuple[Tensor, Tensor]],
-    extras: dict[str, dict[Tensor, Tensor]],
+    extras: Extras,
 ) -> list[Tensor]:
     """The tensors of one input, flat for a formula of the entries; copies to be written back are noted."""
-    if name == "grad" or name in extras:
-        params = bucket.params[chosen]
-        fresh: list[Any] = [p.grad for p in params] if name == "grad" else [extras[name][p] for p in params]
+    if name in extras:
+        fresh = [extras[name][p] for p in bucket.params[chosen]]
         return fresh if bucket.composition.grain == "matrix" else [_flat_copy(t) for t in fresh]
     if bucket.composition.grain == "matrix":
         return bucket.tensors(name)[chosen]

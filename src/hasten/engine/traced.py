@@ -10,9 +10,18 @@ from torch import Tensor
 from hasten.engine.composition import Composition
 from hasten.engine.scheduling import scheduled
 from hasten.numbers import Names
+from hasten.words import Oracle
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
+
+
+def refuse_tracing(oracle: Oracle) -> None:
+    """Raise RuntimeError if more than ``p.grad`` is needed, which a traced step does not hand on."""
+    if oracle.reads or oracle.delivers:
+        raise RuntimeError(
+            f"a step with {type(oracle).__name__} cannot be compiled as a whole; compile the model instead"
+        )
 
 
 def traced_step(optimizer: Optimizer) -> None:
@@ -21,10 +30,8 @@ def traced_step(optimizer: Optimizer) -> None:
         raise RuntimeError(
             "on_nonfinite must be 'propagate' in a compiled step; compile the model instead of the step"
         )
-    if optimizer.stochastic_rounding or optimizer.sentence.oracle.reads:
-        raise RuntimeError(
-            "stochastic rounding and exact MARS cannot run in a compiled step; compile the model instead"
-        )
+    if optimizer.stochastic_rounding:
+        raise RuntimeError("stochastic rounding cannot run in a compiled step; compile the model instead")
     members: list[tuple[dict[str, Any], Tensor, Composition]] = []
     for group in optimizer.param_groups:
         members += [(group, p, optimizer.composition_of(p)) for p in group["params"] if p.grad is not None]

@@ -42,6 +42,11 @@ class EstimatedCanonical(Canonical):
         "ρ̂ = avg Σ g²/v / avg Σ g(−D/W)/v;  ρ̂L̂ = 1.2 avg ‖g‖²/avg 2f;  then the canonical triple with ρ̂ and L̂"
     )
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The loss, to estimate the curvature from."""
+        return ("loss",) if self.estimate_smoothness else ()
+
     def buffers(self) -> dict[str, Buffer]:
         """D, and the second moment of the gradients."""
         return {**super().buffers(), **({"exp_avg_sq": Buffer()} if self.estimate_noise else {})}

@@ -1,4 +1,4 @@
-"""The gradient as backpropagation left it in ``p.grad``."""
+"""The gradient, as backpropagation gives it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from hasten.words import Oracle
+from hasten.words import Observation, Oracle
 
 
 @dataclass(frozen=True)
 class Backpropagation(Oracle):
-    """The gradient in ``p.grad``, or the one that a closure computes there.
+    """The gradient in ``p.grad``, or that of a closure's loss.
+
+    A closure may compute the gradient itself, as torch's do (``zero_grad``, ``backward``, return the loss), or only
+    return the loss: then it is differentiated here, and ``p.grad`` stays as it was.
 
     With `loss`, the value of the objective is needed as well: ``step`` then insists on a closure that returns it.
     """
@@ -22,16 +26,48 @@ class Backpropagation(Oracle):
     formula: ClassVar[str] = "g = ∇f(y)"
 
     @property
-    def delivers_loss(self) -> bool:
-        """Whether the loss is handed to the parts that measure."""
-        return self.loss
+    def delivers(self) -> tuple[str, ...]:
+        """The loss, where it is asked for."""
+        return ("loss",) if self.loss else ()
 
-    def observe(
-        self, optimizer: Any, closure: Callable[[], Any] | None
-    ) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
+    def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> Observation:
         """Evaluate the closure."""
-        if self.loss and closure is None:
-            raise TypeError(
-                "step() needs a closure that computes the gradient and returns the loss, which is estimated from"
-            )
-        return super().observe(optimizer, closure)
+        if closure is None:
+            if self.loss:
+                raise TypeError(
+                    "step() needs a closure that computes the gradient and returns the loss, which is estimated from"
+                )
+            return Observation()
+        params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        loss, gradients = differentiate(closure, params)
+        return Observation(loss, gradients, numbers={"loss": float(loss)} if self.loss else {})
+
+
+def differentiate(
+    closure: Callable[[], Any], params: list[Tensor]
+) -> tuple[Any, dict[Tensor, Tensor] | None]:
+    """The closure's loss, and its gradient by parameter; None if the closure itself left it in ``p.grad``.
+
+    Example:
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> differentiate(lambda: (w**2).sum(), [w])[1][w], w.grad
+        (tensor([2., 2.]), None)
+    """
+    before = [_version(p) for p in params]
+    with torch.enable_grad():
+        loss = closure()
+    if [_version(p) for p in params] != before or not (isinstance(loss, Tensor) and loss.requires_grad):
+        return loss, None
+    try:
+        found = torch.autograd.grad(loss, params, allow_unused=True)
+    except RuntimeError as error:
+        if "second time" in str(
+            error
+        ):  # its gradient went through a hook or a scaler, not into these parameters
+            return loss, None
+        raise
+    return loss, {p: g for p, g in zip(params, found, strict=True) if g is not None}
+
+
+def _version(p: Tensor) -> tuple[int, int] | None:
+    return None if p.grad is None else (id(p.grad), p.grad._version)

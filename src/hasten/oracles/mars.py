@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hasten.numbers import Names, Number
-from hasten.oracles.backpropagation import Backpropagation
-from hasten.words import NONNEGATIVE, UNIT, Buffer, Entry, Oracle, Value, hyper
+from hasten.oracles.backpropagation import Backpropagation, differentiate
+from hasten.words import NONNEGATIVE, UNIT, Buffer, Entry, Observation, Oracle, Value, hyper
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,10 @@ class Mars(Oracle):
         s.previous_grad = g
         return corrected
 
-    def observe(
-        self, optimizer: Any, closure: Callable[[], Any] | None
-    ) -> tuple[Any, dict[str, dict[Tensor, Tensor]]]:
+    def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> Observation:
         """Evaluate the closure, in the exact mode first at the previous parameters."""
         if not self.exact:
-            return super().observe(optimizer, closure)
+            return Backpropagation().observe(optimizer, closure)
         if closure is None:
             raise TypeError(
                 "step() of exact MARS needs a closure that computes the loss and its gradient: it evaluates the "
@@ -70,17 +68,18 @@ class Mars(Oracle):
             for p in params:
                 if p in optimizer.state and optimizer.state[p]["step"] > 0:
                     p.detach().copy_(optimizer.state[p]["previous_param"])
-            with torch.enable_grad():
-                closure()
+            _, before = differentiate(closure, params)
+            if before is None:
+                before = {p: p.grad.detach().clone() for p in params if p.grad is not None}
         finally:
             for p, value in zip(params, current, strict=True):
                 p.detach().copy_(value)
-        before = {p: p.grad.detach().clone() for p in params if p.grad is not None}
         torch.set_rng_state(random_state)
         for device, state in cuda_states.items():
             torch.cuda.set_rng_state(state, device)
-        loss, _ = super().observe(optimizer, closure)
-        return loss, {"grad_before": before}
+        observation = Backpropagation().observe(optimizer, closure)
+        observation.extras["grad_before"] = before
+        return observation
 
 
 @dataclass(frozen=True)
