@@ -14,29 +14,47 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hasten.sketches.counters import key_of
 from hasten.sketches.curvature import Curvature
 
 
 class Draw(abc.ABC):
-    """One matrix P of shape (dimension, rank), regenerated from its keys."""
+    """One matrix P of shape (dimension, rank), regenerated from its keys; no autograd graph passes through it.
+
+    Entries may be of any real floating dtype, on any device, and in any memory layout (what is not contiguous is
+    copied). Complex and integer tensors are refused with a TypeError, wrong sizes with a ValueError.
+    """
 
     dimension: int
     rank: int
     short_step: float | None = None
     """Length of the descent step x⁺ = y − short_step · P s where the family fixes it; None: 1/ℓ."""
 
-    @abc.abstractmethod
     def project(self, g: Tensor) -> Tensor:
         """Pᵀg, shape (rank,), of a tensor of any shape with `dimension` entries.
 
         Sums are taken in at least float32; the result is float64 for float64, otherwise float32.
         """
+        flat = _flat("project", "g", g, self.dimension)
+        return self._project(flat, torch.float64 if g.dtype is torch.float64 else torch.float32)
 
-    @abc.abstractmethod
     def lift(self, s: Tensor, out: Tensor | None = None) -> Tensor:
         """P s, shape (dimension,), of a vector of shape (rank,); written into `out` (any shape) if it is given."""
+        small = _flat("lift", "s", s, self.rank)
+        if small.dtype not in (torch.float32, torch.float64):
+            small = small.float()
+        if out is None:
+            target = torch.empty(self.dimension, dtype=s.dtype, device=s.device)
+            self._lift(small, target)
+            return target
+        target = _flat("lift", "out", out, self.dimension)
+        if out.device != s.device:
+            raise ValueError(f"lift: s is on {s.device} and out on {out.device}; they must be on one device")
+        self._lift(small, target)
+        if target.data_ptr() != out.data_ptr():
+            out.detach().copy_(target.view(out.shape))
+        return out
 
-    @abc.abstractmethod
     def columns(
         self,
         start: int = 0,
@@ -46,6 +64,38 @@ class Draw(abc.ABC):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """Columns start … stop−1 of P as the rows of a tensor of shape (stop − start, dimension)."""
+        last = self.rank if stop is None else stop
+        if not 0 <= start <= last <= self.rank:
+            raise ValueError(
+                f"columns: start = {start}, stop = {last} is not allowed; 0 ≤ start ≤ stop ≤ {self.rank} must hold"
+            )
+        if not dtype.is_floating_point:
+            raise TypeError(f"columns: dtype = {dtype} is not allowed; it must be a real floating dtype")
+        return self._columns(start, last, dtype, torch.device(device))
+
+    @abc.abstractmethod
+    def _project(self, g: Tensor, dtype: torch.dtype) -> Tensor:
+        """Pᵀg of a contiguous vector, in float32 or float64."""
+
+    @abc.abstractmethod
+    def _lift(self, s: Tensor, out: Tensor) -> None:
+        """Write P s, for s in float32 or float64, into a contiguous vector of any dtype."""
+
+    @abc.abstractmethod
+    def _columns(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Columns as rows, for arguments that have been checked."""
+
+
+def _flat(method: str, name: str, tensor: Tensor, entries: int) -> Tensor:
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(
+            f"{method}: {name} of dtype {tensor.dtype} is not allowed; it must be a real floating dtype"
+        )
+    if tensor.numel() != entries:
+        raise ValueError(
+            f"{method}: {name} of shape {tuple(tensor.shape)} is not allowed; it must have {entries} entries"
+        )
+    return tensor.detach().reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -102,17 +152,49 @@ class Sketch(abc.ABC):
             )
         return self.rank
 
-    @abc.abstractmethod
     def draw(self, dimension: int, *, seed: int = 0, step: int = 0, block: int = 0) -> Draw:
-        """The matrix of these keys: the same on every machine and every device."""
+        """The matrix of these keys: the same on every machine and every device.
+
+        Raises:
+            ValueError: the dimension is not a positive integer, or below the rank.
+        """
+        if not isinstance(dimension, int) or dimension < 1:
+            raise ValueError(
+                f"{type(self).__name__}: dimension = {dimension!r} is not allowed; it must be an integer of at least 1"
+            )
+        return self._draw(dimension, key_of(seed, step, block))
 
     @abc.abstractmethod
+    def _draw(self, dimension: int, key: int) -> Draw:
+        """The matrix of a 64-bit key."""
+
+    @abc.abstractmethod
+    def smoothed(self, L: Tensor) -> Tensor:
+        """E[W L W] with W = PPᵀ, float64: shape (d, d) for a matrix L, and (d,) for the diagonal of a diagonal L.
+
+        Every family maps diagonal matrices to diagonal matrices; E[W²] is the image of the identity.
+        """
+
+    @abc.abstractmethod
+    def smoothness_bound(self, curvature: Curvature, minus: float = 0.0) -> float:
+        """A bound on λ_max(E[W L W] − minus · L), 0 ≤ minus ≤ 1, from λ_max, the trace and, if known, the diagonal."""
+
     def nu(self, dimension: int) -> float:
         """ν = λ_max(E[(PPᵀ)²]), the inflation of the second moment."""
+        return float(self.smoothed(torch.ones(dimension, dtype=torch.float64)).max())
 
-    @abc.abstractmethod
     def expected_smoothness(self, smoothness: Tensor | Curvature) -> float:
-        """ℓ = λ_max(E[PPᵀ L PPᵀ]): exact from a matrix or a diagonal, the best bound from λ_max and the trace."""
+        """ℓ = λ_max(E[PPᵀ L PPᵀ]): exact from a matrix or a diagonal L, a bound from λ_max and the trace.
+
+        Args:
+            smoothness: L of shape (d, d), a diagonal of shape (d,), or what is known of it.
+        """
+        curvature = Curvature.of(smoothness)
+        if curvature.matrix is not None:
+            return float(torch.linalg.eigvalsh(self.smoothed(curvature.matrix))[-1])
+        if curvature.is_diagonal and curvature.diagonal is not None:
+            return float(self.smoothed(curvature.diagonal).max())
+        return self.smoothness_bound(curvature)
 
     def rate_constant(self, smoothness: Tensor | Curvature) -> float:
         """C, the only constant in the accelerated rate: ν ℓ unless the family does better (importance sampling)."""
@@ -122,3 +204,36 @@ class Sketch(abc.ABC):
     def cost(self, dimension: int) -> float:
         """Expected numbers learnt a step (r)."""
         return float(self.rank_in(dimension))
+
+
+@dataclass(frozen=True)
+class ExchangeableSketch(Sketch):
+    """A family in which no coordinate and no sign is preferred: E[W L W] = α L + β tr(L) I + γ diag(L)."""
+
+    @abc.abstractmethod
+    def coefficients(self, dimension: int) -> tuple[float, float, float]:
+        """α, β, γ."""
+
+    def nu(self, dimension: int) -> float:
+        """ν = α + β d + γ, the moment formula at the identity."""
+        alpha, beta, gamma = self.coefficients(dimension)
+        return alpha + beta * dimension + gamma
+
+    def smoothed(self, L: Tensor) -> Tensor:
+        """α L + β tr(L) I + γ diag(L)."""
+        L = L.double()
+        alpha, beta, gamma = self.coefficients(L.shape[0])
+        if L.dim() == 1:
+            return (alpha + gamma) * L + beta * L.sum()
+        diagonal = L.diagonal()
+        return alpha * L + torch.diag(beta * diagonal.sum() + gamma * diagonal)
+
+    def smoothness_bound(self, curvature: Curvature, minus: float = 0.0) -> float:
+        """α λ_max + β tr + γ max diag; for γ < 0 the least diagonal entry, 0 where it is not known."""
+        alpha, beta, gamma = self.coefficients(curvature.dimension)
+        diagonal = curvature.diagonal
+        if gamma > 0:
+            entry = curvature.largest if diagonal is None else float(diagonal.max())
+        else:
+            entry = 0.0 if diagonal is None else float(diagonal.min())
+        return max(alpha - minus, 0.0) * curvature.largest + beta * curvature.trace + gamma * entry

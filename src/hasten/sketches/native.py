@@ -1,0 +1,112 @@
+"""The kernels of ``kernels.c``, compiled once a machine; without a compiler tensor code does the same."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from array import array
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hasten.engine.formula import NoCompiler
+from hasten.engine.shared_object import build
+
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_SERIAL_BELOW = 1 << 16
+"""Fewer entries than this are not worth waking other threads for."""
+
+
+class Kernels:
+    """The functions of the shared object, taking tensors on a CPU that are contiguous."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, whole, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        signatures: dict[str, list[type]] = {
+            "project": [pointer, pointer, number, pointer, number, number, number],
+            "lift": [pointer, pointer, number, pointer, number, number],
+            "columns": [pointer, whole, whole, pointer, number],
+            "sign_numbers": [ctypes.c_uint64, whole, whole, pointer],
+            "normal_numbers": [ctypes.c_uint64, whole, whole, pointer],
+            "choose": [ctypes.c_uint64, whole, whole, whole, pointer],
+        }
+        for name, arguments in signatures.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        library.project.restype = number
+        self._library = library
+        self._types = dict(_TYPES)
+        if not library.has_half():
+            del self._types[torch.float16]
+
+    def takes(self, *tensors: Tensor) -> bool:
+        """Whether these tensors can be handed to C."""
+        return all(t.device.type == "cpu" and t.dtype in self._types and t.is_contiguous() for t in tensors)
+
+    def project(self, plan: Sequence[int], g: Tensor, s: Tensor, parts: int) -> None:
+        """Write Pᵀg into s (float32 or float64), summed in `parts` stretches (0: without a buffer)."""
+        keep = array("Q", plan)
+        failed = self._library.project(
+            keep.buffer_info()[0],
+            g.data_ptr(),
+            self._types[g.dtype],
+            s.data_ptr(),
+            self._types[s.dtype],
+            parts,
+            _threads(g),
+        )
+        if failed:
+            raise MemoryError(f"no room for {parts} × {s.numel()} sums of a projection")
+
+    def lift(self, plan: Sequence[int], s: Tensor, out: Tensor) -> None:
+        """Write P s into out, for s of float32 or float64."""
+        keep = array("Q", plan)
+        self._library.lift(
+            keep.buffer_info()[0],
+            s.data_ptr(),
+            self._types[s.dtype],
+            out.data_ptr(),
+            self._types[out.dtype],
+            _threads(out),
+        )
+
+    def columns(self, plan: Sequence[int], start: int, stop: int, out: Tensor) -> None:
+        """Write columns of P into the rows of out, which holds zeros."""
+        keep = array("Q", plan)
+        self._library.columns(keep.buffer_info()[0], start, stop, out.data_ptr(), self._types[out.dtype])
+
+    def signs(self, key: int, start: int, count: int) -> Tensor:
+        """±1 at positions start … start + count − 1, float64."""
+        out = torch.empty(count, dtype=torch.float64)
+        self._library.sign_numbers(key, start, count, out.data_ptr())
+        return out
+
+    def normals(self, key: int, start: int, count: int) -> Tensor:
+        """Standard normal numbers at positions start … start + count − 1, float64."""
+        out = torch.empty(count, dtype=torch.float64)
+        self._library.normal_numbers(key, start, count, out.data_ptr())
+        return out
+
+    def chosen(self, key: int, size: int, rows: int, count: int) -> Tensor:
+        """`count` different positions below `size`, from a permutation of a grid with so many rows."""
+        out = torch.empty(count, dtype=torch.int64)
+        self._library.choose(key, size, rows, count, out.data_ptr())
+        return out
+
+
+def _threads(vector: Tensor) -> int:
+    return torch.get_num_threads() if vector.numel() >= _SERIAL_BELOW else 1
+
+
+@lru_cache
+def kernels() -> Kernels | None:
+    """The compiled kernels, or None where nothing can be compiled."""
+    if sys.platform == "win32":
+        return None
+    try:
+        return Kernels(build(Path(__file__).with_name("kernels.c").read_text(), entry="project"))
+    except NoCompiler:
+        return None
