@@ -3,7 +3,7 @@
 optimizer = oracle → transforms (momentum · geometry · step) → iterate
 """
 
-from hasten import iterates, optimizers, oracles, schedules, transforms
+from hasten import iterates, optimizers, oracles, schedules, sketches, transforms
 from hasten.engine import Description, EngineOptions, NonFiniteGradient, Optimizer, Sentence, describe
 from hasten.equivalence import Equivalence, equivalent
 from hasten.optimizers import (
@@ -33,6 +33,8 @@ from hasten.optimizers import (
     Signum,
     SimplifiedAdEMAMix,
     StochasticNesterov,
+    SubspaceGradientDescent,
+    SubspaceNesterov,
     TripleMomentum,
 )
 
@@ -71,6 +73,8 @@ __all__ = [
     "Signum",
     "SimplifiedAdEMAMix",
     "StochasticNesterov",
+    "SubspaceGradientDescent",
+    "SubspaceNesterov",
     "TripleMomentum",
     "describe",
     "equivalent",
@@ -78,5 +82,6 @@ __all__ = [
     "optimizers",
     "oracles",
     "schedules",
+    "sketches",
     "transforms",
 ]

@@ -4,6 +4,7 @@ from hasten.iterates.estimated import EstimatedCanonical
 from hasten.iterates.plain import Plain
 from hasten.iterates.prodigy import DistanceEstimate
 from hasten.iterates.schedule_free import ScheduleFree
+from hasten.iterates.subspace import RandomizedSubspace, SubspaceDescent
 from hasten.iterates.three_sequences import (
     Canonical,
     Coupling,
@@ -27,8 +28,10 @@ __all__ = [
     "LinearCoupling",
     "Mass",
     "Plain",
+    "RandomizedSubspace",
     "ScheduleFree",
     "StrongGrowth",
+    "SubspaceDescent",
     "ThreeSequences",
     "TripleMomentum",
     "VaswaniConvex",

@@ -21,6 +21,7 @@ from hasten.optimizers.prodigy import Prodigy
 from hasten.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from hasten.optimizers.sgd import QHM, SGD, HeavyBall, Nesterov
 from hasten.optimizers.sign import Lion, Signum
+from hasten.optimizers.subspace import SubspaceGradientDescent, SubspaceNesterov
 
 CATALOGUE: dict[str, type[Optimizer]] = {
     cls.__name__: cls
@@ -38,6 +39,7 @@ CATALOGUE: dict[str, type[Optimizer]] = {
             Adafactor,
             Prodigy,
         ),
+        *(SubspaceNesterov, SubspaceGradientDescent),
     )
 }
 """Every named optimizer, by name."""
@@ -70,5 +72,7 @@ __all__ = [
     "Signum",
     "SimplifiedAdEMAMix",
     "StochasticNesterov",
+    "SubspaceGradientDescent",
+    "SubspaceNesterov",
     "TripleMomentum",
 ]
