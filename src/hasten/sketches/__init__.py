@@ -18,8 +18,10 @@ from hasten.sketches.hashed import (
 from hasten.sketches.importance import ImportanceBlocks, ImportanceCoordinates
 from hasten.sketches.layers import Block, Identity, PerLayer, blocks
 from hasten.sketches.sketch import Draw, ExchangeableSketch, Sketch
+from hasten.sketches.transformed import SRHT, RandomSignDCT
 
 __all__ = [
+    "SRHT",
     "AffineCountSketch",
     "BalancedCountSketch",
     "Block",
@@ -36,6 +38,7 @@ __all__ = [
     "IndependentCoordinates",
     "PerLayer",
     "Rademacher",
+    "RandomSignDCT",
     "Sketch",
     "SparseSign",
     "StridedSigns",

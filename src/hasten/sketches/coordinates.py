@@ -101,12 +101,12 @@ class Coordinates(ExchangeableSketch):
     def _draw(self, dimension: int, key: int) -> CoordinateDraw:
         rank, p = self.rank_in(dimension), self._p(dimension)
         if p is not None:
-            at = torch.searchsorted(self._cumulative, uniforms(key, 0, torch.arange(rank)), right=True)
+            at = torch.searchsorted(self._cumulative, uniform(key, 0, rank), right=True)
             index = at.clamp(max=dimension - 1)  # the last sum may be one unit below 1
             return CoordinateDraw(dimension, index, (rank * p[index]).rsqrt(), repeats=True)
         scale = math.sqrt(dimension / rank)
         if self.replace:
-            index = (uniforms(key, 0, torch.arange(rank)) * dimension).long()
+            index = (uniform(key, 0, rank) * dimension).long()
             return CoordinateDraw(dimension, index, scale, repeats=True)
         return CoordinateDraw(dimension, distinct(key, dimension, rank), scale)
 
@@ -200,8 +200,8 @@ class IndependentCoordinates(Sketch):
     def _draw(self, dimension: int, key: int) -> CoordinateDraw:
         q, found = self._q(dimension), []
         for start in range(0, dimension, PIECE):
-            position = torch.arange(start, min(start + PIECE, dimension))
-            found.append(position[uniforms(key, 0, position) < q[start : start + PIECE]])
+            taken = uniform(key, start, min(PIECE, dimension - start)) < q[start : start + PIECE]
+            found.append(start + taken.nonzero().squeeze(1))
         index = torch.cat(found)
         return CoordinateDraw(dimension, index, q[index].rsqrt())
 
@@ -217,6 +217,14 @@ class IndependentCoordinates(Sketch):
         q = self._q(curvature.dimension)
         diagonal = curvature.largest if curvature.diagonal is None else curvature.diagonal
         return (1 - minus) * curvature.largest + float(((1 / q - 1) * diagonal).max())
+
+
+def uniform(key: int, start: int, count: int) -> Tensor:
+    """Uniform numbers in [0, 1) at `count` positions of a key, by compiled code where there is some."""
+    compiled = kernels()
+    if compiled is None:
+        return uniforms(key, 0, torch.arange(start, start + count))
+    return compiled.uniforms(key, start, count)
 
 
 def distinct(key: int, size: int, count: int) -> Tensor:

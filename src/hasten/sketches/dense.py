@@ -140,8 +140,9 @@ class Haar(ExchangeableSketch):
         d, r = dimension, self.rank_in(dimension)
         if d == 1:
             return 1.0, 0.0, 0.0
-        scale = d / (r * (d - 1) * (d + 2))
-        return scale * (r * d + d - 2), scale * (d - r), 0.0
+        # Whole numbers first, so that r = d gives exactly 1 and 0.
+        whole = (d - 1) * (d + 2)
+        return d / r * ((r * d + d - 2) / whole), d / r * ((d - r) / whole), 0.0
 
     def _draw(self, dimension: int, key: int) -> HaarDraw:
         return HaarDraw(dimension, self.rank_in(dimension), key)

@@ -269,6 +269,74 @@ void normal_numbers(uint64_t key, int64_t start, int64_t count, double *out) {
     }
 }
 
+void uniform_numbers(uint64_t key, int64_t start, int64_t count, double *out) {
+    Stream first = stream(key, 0), second = stream(key, 1);
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t high = hashed(first, (uint64_t)(start + i)) >> 5, low = hashed(second, (uint64_t)(start + i)) >> 6;
+        out[i] = (double)(high << 26 | low) * 0x1p-53;
+    }
+}
+
+/* out = factor · (signs of the key) · x, for any types */
+void apply_signs(uint64_t key, const void *x, int type_x, void *out, int type, int64_t count, double factor,
+                 int threads) {
+    int64_t tiles = (count + TILE - 1) / TILE;
+PARALLEL
+    for (int64_t block = 0; block < (tiles + 31) / 32; block++) {
+        double sign[TILE], value[TILE];
+        for (int64_t i = 32 * block; i < tiles && i < 32 * (block + 1); i++) {
+            int64_t start = i * TILE;
+            int tile = (int)(count - start < TILE ? count - start : TILE);
+            fill_signs(key, SIGNS, start, tile, sign);
+            load(type_x, x, start, tile, value);
+            for (int k = 0; k < tile; k++) value[k] *= factor * sign[k];
+            store(type, out, start, tile, value);
+        }
+    }
+}
+
+/* The Walsh–Hadamard transform (without a factor) in place. A long vector is a matrix whose rows are transformed
+   where they lie, and whose columns a panel at a time in a buffer that a cache holds. */
+enum { ROW = 14, PANEL = 32 };
+#define HADAMARD(NUMBER)                                                                                     \
+    static void levels_##NUMBER(NUMBER *x, int64_t size, int64_t from) {                                     \
+        int64_t h = from;                                                                                    \
+        for (; 4 * h <= size; h *= 4)                                                                        \
+            for (int64_t i = 0; i < size; i += 4 * h) {                                                      \
+                NUMBER *restrict a = x + i, *restrict b = a + h, *restrict c = b + h, *restrict d = c + h;   \
+                for (int64_t j = 0; j < h; j++) {                                                            \
+                    NUMBER ab = a[j] + b[j], a_b = a[j] - b[j], cd = c[j] + d[j], c_d = c[j] - d[j];         \
+                    a[j] = ab + cd; b[j] = a_b + c_d; c[j] = ab - cd; d[j] = a_b - c_d;                      \
+                }                                                                                            \
+            }                                                                                                \
+        if (2 * h <= size)                                                                                   \
+            for (int64_t i = 0; i < size; i += 2 * h) {                                                      \
+                NUMBER *restrict a = x + i, *restrict b = a + h;                                             \
+                for (int64_t j = 0; j < h; j++) { NUMBER s = a[j] + b[j]; b[j] = a[j] - b[j]; a[j] = s; }    \
+            }                                                                                                \
+    }                                                                                                        \
+    static void hadamard_##NUMBER(NUMBER *x, int bits, int threads) {                                        \
+        int low = bits < ROW ? bits : ROW;                                                                   \
+        int64_t width = (int64_t)1 << low, rows = (int64_t)1 << (bits - low), panels = width / PANEL;        \
+PARALLEL                                                                                                     \
+        for (int64_t row = 0; row < rows; row++) levels_##NUMBER(x + row * width, width, 1);                 \
+        if (rows == 1) return;                                                                               \
+PARALLEL                                                                                                     \
+        for (int64_t panel = 0; panel < panels; panel++) {                                                   \
+            NUMBER *buffer = malloc(sizeof(NUMBER) * (size_t)rows * PANEL), *corner = x + panel * PANEL;     \
+            for (int64_t i = 0; i < rows; i++) memcpy(buffer + i * PANEL, corner + i * width, sizeof(NUMBER) * PANEL); \
+            levels_##NUMBER(buffer, rows * PANEL, PANEL);                                                    \
+            for (int64_t i = 0; i < rows; i++) memcpy(corner + i * width, buffer + i * PANEL, sizeof(NUMBER) * PANEL); \
+            free(buffer);                                                                                    \
+        }                                                                                                    \
+    }
+HADAMARD(float)
+HADAMARD(double)
+void hadamard(void *x, int type, int bits, int threads) {
+    if (type == DOUBLE) hadamard_double(x, bits, threads);
+    else hadamard_float(x, bits, threads);
+}
+
 /* `count` different positions below size, in random order. */
 void choose(uint64_t key, int64_t size, int64_t rows, int64_t count, int64_t *out) {
     uint32_t columns = (uint32_t)((size + rows - 1) / rows), a[TILE], b[TILE];

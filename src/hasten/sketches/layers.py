@@ -153,8 +153,8 @@ class PerLayer(Sketch):
     Example:
         >>> from hasten.sketches import BalancedCountSketch
         >>> sketch = PerLayer(BalancedCountSketch(ratio=8)).bind([(16, 4), (16,)])
-        >>> sketch.nu(80), sketch.rank_in(80)
-        (8.0, 24)
+        >>> sketch.rank_in(80), [block.dimension for block in sketch.blocks()]
+        (24, [64, 16])
     """
 
     rank: None = field(default=None, init=False, repr=False)

@@ -31,6 +31,18 @@ class Kernels:
             "columns": [pointer, whole, whole, pointer, number],
             "sign_numbers": [ctypes.c_uint64, whole, whole, pointer],
             "normal_numbers": [ctypes.c_uint64, whole, whole, pointer],
+            "uniform_numbers": [ctypes.c_uint64, whole, whole, pointer],
+            "apply_signs": [
+                ctypes.c_uint64,
+                pointer,
+                number,
+                pointer,
+                number,
+                whole,
+                ctypes.c_double,
+                number,
+            ],
+            "hadamard": [pointer, number, number, number],
             "choose": [ctypes.c_uint64, whole, whole, whole, pointer],
         }
         for name, arguments in signatures.items():
@@ -89,6 +101,25 @@ class Kernels:
         out = torch.empty(count, dtype=torch.float64)
         self._library.normal_numbers(key, start, count, out.data_ptr())
         return out
+
+    def uniforms(self, key: int, start: int, count: int) -> Tensor:
+        """Uniform numbers in [0, 1) at positions start … start + count − 1, float64."""
+        out = torch.empty(count, dtype=torch.float64)
+        self._library.uniform_numbers(key, start, count, out.data_ptr())
+        return out
+
+    def apply_signs(self, key: int, x: Tensor, out: Tensor, factor: float) -> None:
+        """Write factor · signs · x into out, for the entries of the shorter of them."""
+        kind, kind_out = self._types[x.dtype], self._types[out.dtype]
+        count = min(x.numel(), out.numel())
+        self._library.apply_signs(
+            key, x.data_ptr(), kind, out.data_ptr(), kind_out, count, factor, _threads(out)
+        )
+
+    def hadamard(self, x: Tensor) -> None:
+        """Transform x (float32 or float64, a power of two of entries) in place, without a factor."""
+        bits = x.numel().bit_length() - 1
+        self._library.hadamard(x.data_ptr(), self._types[x.dtype], bits, _threads(x))
 
     def chosen(self, key: int, size: int, rows: int, count: int) -> Tensor:
         """`count` different positions below `size`, from a permutation of a grid with so many rows."""
