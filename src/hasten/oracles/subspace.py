@@ -1,0 +1,245 @@
+"""What is learnt of a gradient from a random subspace: r numbers s = Pᵀ∇f(y), and the direction G = P s."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hasten.engine.scheduling import scheduled
+from hasten.oracles.backpropagation import Backpropagation
+from hasten.oracles.directional import push, second_derivative, squared_norm
+from hasten.oracles.substitution import Loss, State
+from hasten.sketches import BalancedCountSketch, Draw, Sketch, blocks
+from hasten.words import NONNEGATIVE, Observation, Oracle, Value, hyper
+
+
+class DrawnBlock:
+    """One block of a drawn sketch, and the parameters it acts on."""
+
+    def __init__(self, draw: Draw, variables: Sequence[Tensor]) -> None:
+        self.draw = draw
+        self.variables = list(variables)
+        self.sizes = [p.numel() for p in variables]
+        self.dtype = working_dtype(variables)
+        self.device = variables[0].device
+
+    def project(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Pᵀ of the concatenated tensors, shape (r,)."""
+        if len(tensors) == 1:
+            return self.draw.project(tensors[0])
+        flat = [t.detach().reshape(-1).to(self.device, self.dtype) for t in tensors]
+        return self.draw.project(torch.cat(flat))
+
+    def lift(self, s: Tensor) -> dict[Tensor, Tensor]:
+        """P s, by parameter."""
+        return self._split(self.draw.lift(s))
+
+    def directions(self, start: int, stop: int) -> dict[Tensor, Tensor]:
+        """Columns start … stop−1 of P by parameter, each of shape (stop − start, \\*shape)."""
+        return self._split(self.draw.columns(start, stop, dtype=self.dtype, device=self.device))
+
+    def _split(self, entries: Tensor) -> dict[Tensor, Tensor]:
+        pieces = zip(self.variables, torch.split(entries, self.sizes, dim=-1), strict=True)
+        return {p: e.reshape(*e.shape[:-1], *p.shape).to(p.device, p.dtype) for p, e in pieces}
+
+
+def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any tensor is, otherwise float32: what r numbers are kept in."""
+    return torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
+
+
+@dataclass
+class Lesson:
+    """What was learnt of the closure's loss h, before weight decay: h(y) and s by block.
+
+    `loss` is the loss as ``step`` returns it, `value` the same as a number, `evaluations` how often the closure ran.
+    """
+
+    loss: Any
+    value: float
+    coordinates: list[Tensor]
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class SubspaceOracle(Oracle, abc.ABC):
+    """s = Pᵀ∇f(y) for a fresh random P, delivered as the gradients G = P s.
+
+    f is the closure's loss plus ``(weight_decay/2)‖y‖²``. P is drawn from the optimizer's seed and the number of the
+    step. Parameters that the loss does not use count as having the gradient zero, frozen ones are left out.
+
+    Delivers the numbers ``loss`` (f(y)), ``squared_norm`` (‖s‖², with E‖s‖² = ‖∇f‖²), ``directional_derivatives``
+    (how many numbers were learnt), ``evaluations`` (of the closure), ``short_step`` (where the sketch fixes it,
+    otherwise NaN) and, with ``curvature=True``, ``curvature`` = Gᵀ∇²f(y)G.
+
+    Args:
+        rank: r, shared by all parameters; 1 if neither it nor a sketch is given.
+        sketch: the family of P; by default balanced CountSketch of this rank over all parameters together.
+        weight_decay: λ of (λ/2)‖y‖².
+        curvature: whether to learn Gᵀ∇²f(y)G too, at the price of two more derivatives.
+
+    Raises:
+        ValueError: rank and sketch contradict each other, or the rank exceeds the number of parameters.
+    """
+
+    rank: int | None = None
+    sketch: Sketch | None = None
+    weight_decay: Value = hyper(0.0, NONNEGATIVE, "λ of (λ/2)‖y‖², a part of the objective")
+    curvature: bool = False
+    formula: ClassVar[str] = "s = Pᵀ∇f(y);  G = P s"
+    bend_evaluations: ClassVar[int] = 2
+    """How often the closure is evaluated for the curvature."""
+
+    def __post_init__(self) -> None:
+        owner, own = type(self).__name__, None if self.sketch is None else self.sketch.rank
+        if self.rank is not None and self.sketch is not None and own not in (None, self.rank):
+            raise ValueError(
+                f"{owner}: rank = {self.rank!r} is not allowed beside a sketch of rank {own}; give one"
+            )
+        if self.sketch is None:
+            BalancedCountSketch(rank=1 if self.rank is None else self.rank)  # refuses what is not a rank
+
+    @property
+    def delivers(self) -> tuple[str, ...]:
+        """The numbers of every step."""
+        always = ("loss", "squared_norm", "directional_derivatives", "evaluations", "short_step")
+        return (*always, "curvature") if self.curvature else always
+
+    def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> Observation:
+        """Draw P, learn s, and put G together."""
+        owner = type(self).__name__
+        decay = decays(optimizer, self.key("weight_decay"))
+        variables = list(decay)
+        for p in variables:
+            if p.is_complex():
+                raise TypeError(f"{owner}: {optimizer.name_of(p)} is complex, which is not supported")
+        loss = None if closure is None else Loss(closure, variables, optimizer.module, owner)
+        drawn = self.drawn(variables, optimizer.seed, int(optimizer.param_groups[0]["step"]))
+        start = State(optimizer.module, {p.device for p in variables})
+        try:
+            lesson = self.learn(optimizer, loss, drawn, start)
+            if lesson is None:
+                return Observation()
+            gradients: dict[Tensor, Tensor] = {}
+            square = 0.0
+            for block, s in zip(drawn, lesson.coordinates, strict=True):
+                if any(decay[p] for p in block.variables):
+                    s = s + block.project([decay[p] * p.detach() for p in block.variables]).to(s)
+                square += squared_norm(s)
+                gradients.update(block.lift(s))
+            numbers = {
+                "loss": lesson.value + sum(d / 2 * squared_norm(p) for p, d in decay.items() if d),
+                "squared_norm": square,
+                "directional_derivatives": float(sum(block.draw.rank for block in drawn)),
+                "evaluations": float(lesson.evaluations),
+                "short_step": _short_step(drawn),
+            }
+            if self.curvature:
+                after = State(optimizer.module, {p.device for p in variables})
+                bend = self.bend(
+                    loss, variables, [gradients.get(p, torch.zeros_like(p)) for p in variables], start
+                )
+                ridge = sum(d * squared_norm(gradients[p]) for p, d in decay.items() if d and p in gradients)
+                numbers["curvature"] = bend + ridge
+                numbers["evaluations"] += self.bend_evaluations
+                after.restore()
+        except BaseException:
+            start.restore()
+            raise
+        return Observation(lesson.loss, gradients, numbers=numbers)
+
+    def drawn(self, variables: Sequence[Tensor], seed: int, step: int) -> list[DrawnBlock]:
+        """The matrices of this step, block by block."""
+        sketch = self.sketch or BalancedCountSketch(rank=1 if self.rank is None else self.rank)
+        return [
+            DrawnBlock(block.draw(seed=seed, step=step), [variables[i] for i in block.members])
+            for block in blocks(sketch, [p.shape for p in variables])
+        ]
+
+    @abc.abstractmethod
+    def learn(
+        self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State
+    ) -> Lesson | None:
+        """The loss and s by block; None if there is nothing to learn from."""
+
+    def bend(
+        self, loss: Loss | None, variables: Sequence[Tensor], direction: Sequence[Tensor], start: State
+    ) -> float:
+        """Gᵀ∇²h G of the closure's loss h."""
+        if loss is None:
+            raise TypeError(f"{type(self).__name__}: curvature=True needs a closure that returns the loss")
+
+        def slope(points: Sequence[Tensor]) -> float:
+            start.restore()
+            return float(push(loss, points, [g[None] for g in direction])[1])
+
+        return second_derivative(slope, [p.detach() for p in variables], direction)
+
+
+def decays(optimizer: Any, key: str) -> dict[Tensor, float]:
+    """The weight decay of every parameter that is not frozen, at the coming step."""
+    return {
+        p: float(entries[key])
+        for group in optimizer.param_groups
+        for entries in [scheduled(optimizer, group)]
+        for p in group["params"]
+        if p.requires_grad
+    }
+
+
+def _short_step(drawn: list[DrawnBlock]) -> float:
+    steps = {block.draw.short_step for block in drawn}
+    return next(iter(steps)) or math.nan if len(steps) == 1 else math.nan
+
+
+@dataclass(frozen=True)
+class Sketched(SubspaceOracle):
+    """s = Pᵀg of a gradient g that is known whole: what is left of it after it went through r numbers.
+
+    Args:
+        inner: where g comes from: an oracle that delivers gradients as they are.
+
+    Example:
+        >>> import hasten
+        >>> from hasten.sketches import Haar
+        >>> w = torch.ones(4, requires_grad=True)
+        >>> opt = hasten.Optimizer([w], oracle=Sketched(sketch=Haar(rank=2)), lr=0.1)
+        >>> opt.step(lambda: (w**2).sum())
+        tensor(4., grad_fn=<SumBackward0>)
+    """
+
+    inner: Oracle = field(default_factory=Backpropagation)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.inner, Oracle) or type(self.inner).correct is not Oracle.correct:
+            raise TypeError(
+                f"Sketched: inner = {self.inner!r} is not allowed; it must be an oracle that delivers plain gradients"
+            )
+
+    def learn(
+        self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State
+    ) -> Lesson | None:
+        """Project the whole gradient."""
+        found = self.inner.observe(optimizer, None if loss is None else loss.closure)
+        variables = [p for block in drawn for p in block.variables]
+        known = {p: p.grad for p in variables} if found.gradients is None else found.gradients
+        if all(known.get(p) is None for p in variables):
+            return None
+        for p in variables:
+            g = known.get(p)
+            if g is not None and g.layout is not torch.strided:
+                raise RuntimeError(
+                    f"Sketched: the gradient of {optimizer.name_of(p)} is sparse, which is not supported"
+                )
+        whole = {p: torch.zeros_like(p) if (g := known.get(p)) is None else g.detach() for p in variables}
+        coordinates = [block.project([whole[p] for p in block.variables]) for block in drawn]
+        value = found.loss
+        value = float(value) if isinstance(value, Tensor | float | int) else math.nan
+        return Lesson(found.loss, value, coordinates, evaluations=1)
