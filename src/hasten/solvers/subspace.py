@@ -1,0 +1,286 @@
+"""Randomized-subspace methods on deterministic problems: r directional derivatives an iteration.
+
+The formulas are those of :mod:`hasten.iterates.subspace`; here they are run on flat vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hasten.iterates.subspace import RandomizedSubspace, SubspaceDescent, SubspaceStep
+from hasten.numbers import Names, Number, maximum, sqrt, where
+from hasten.oracles.directional import directional_derivatives
+from hasten.sketches import BalancedCountSketch, Curvature, Draw, ImportanceCoordinates, Sketch
+from hasten.solvers.method import Method, State, register
+from hasten.solvers.objective import Objective
+from hasten.solvers.options import option
+from hasten.solvers.space import divide
+from hasten.words import FRACTION, NONNEGATIVE, POSITIVE, Interval
+
+
+@dataclass
+class Drawing(State):
+    """The query point y, the iterate's numbers, and the running mean of ‖s‖², which estimates ‖∇f(y)‖²."""
+
+    y: Tensor
+    difference: Tensor
+    h: Names
+    c: Names
+    sketch: Sketch
+    square: Number
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class SubspaceMethod(Method):
+    """What the methods share: the sketch and its constants, and learning Pᵀ∇f.
+
+    f at x is evaluated only every `check_every` iterations, where the run may end; the norm of the gradient is then the
+    root of the running mean of ‖s‖², whose expectation is ‖∇f(y)‖². In a stack every problem draws its own subspaces.
+    """
+
+    stopping: ClassVar[dict[str, Any]] = {"maxiter": 100_000}
+    source: ClassVar[str] = (
+        "Omiya, Poirion & Takeda (2026), arXiv:2605.00740; constants and schedules are ours"
+    )
+
+    oracle: Literal["backprop", "forward"] = option(
+        "backprop", ("backprop", "forward"), "how Pᵀ∇f is learnt: from the whole gradient, or in forward mode"
+    )
+    check_every: int = option(25, Interval(1), "iterations between evaluations of f at x", integer=True)
+    seed: int = option(0, Interval(0), "of the subspaces", integer=True)
+
+    def part(self) -> SubspaceStep:
+        """The iterate that states the formulas."""
+        raise NotImplementedError
+
+    def family(self, dimension: int) -> Sketch:
+        """The sketch."""
+        raise NotImplementedError
+
+    def constants(self, sketch: Sketch, dimension: int) -> dict[str, float]:
+        """Values of the iterate's hyperparameters."""
+        raise NotImplementedError
+
+    def start(self, objective: Objective, x0: Tensor) -> Drawing:
+        """Evaluate at x0, and settle the constants."""
+        if objective.space.batched and self.oracle == "forward":
+            raise ValueError("minimize: option oracle = 'forward' is not allowed with batched=True")
+        d, space, part = x0.shape[-1], objective.space, self.part()
+        sketch = self.family(d)
+        h = Names(**{**{o.name: o.default for o in part.hypers()}, **self.constants(sketch, d)})
+        f, g = objective.value_and_gradient(x0)
+        none = space.number(0.0)
+        c = Names(**{name: none + value for name, value in part.counters().items()})
+        return Drawing(
+            x0,
+            f,
+            g,
+            space.largest(g),
+            none,
+            none > 0,
+            none > 0,
+            x0,
+            torch.zeros_like(x0),
+            h,
+            c,
+            sketch,
+            space.dot(g, g),
+        )
+
+    def step(self, objective: Objective, state: Drawing) -> Drawing:
+        """One iteration: s = Pᵀ∇f(y), G = P s, and the iterate's move along G."""
+        space, part, k = objective.space, self.part(), state.taken + 1
+        G, sums = self._learn(objective, state, part.estimate)
+        n = part.measured(state.h, k, state.c, sums)
+        s = Names(param=state.y, difference=state.difference)
+        state.y = part.move(G, s, Names(**{name: _column(value) for name, value in n.items()}))
+        state.difference, state.taken = s.difference, k
+        state.square = state.square + (sums.squared_norm - state.square) * min(
+            0.05, state.sketch.cost(G.shape[-1]) / 100
+        )
+        state.iterations = state.iterations + 1
+        checked = k % self.check_every == 0
+        state.stepped = space.number(float(checked)) > 0
+        if checked:
+            state.x = self.output(state)
+            state.f, state.g = objective.value(state.x), None
+            state.residual = sqrt(state.square)
+        return state
+
+    def output(self, state: Drawing) -> Tensor:
+        """The point to evaluate, from the query point."""
+        s = Names(param=state.y, difference=state.difference)
+        return self.part().evaluation(s, Names(output=_column(getattr(state.c, "output", 0.0))))
+
+    def _learn(self, objective: Objective, state: Drawing, curvature: bool) -> tuple[Tensor, Names]:
+        """G = P s, and what the iterate's numbers depend on."""
+        space, y, d = objective.space, state.y, state.y.shape[-1]
+        keys = range(y.shape[0]) if space.batched else (0,)
+        draws = [state.sketch.draw(d, seed=self.seed, step=state.taken, block=key) for key in keys]
+        rank = draws[0].rank
+        if self.oracle == "forward":
+            _, s = directional_derivatives(objective.function, y, draws[0])
+            objective.count("nfev")
+            G = draws[0].lift(s).to(y)
+        else:
+            _, g = objective.value_and_gradient(y)
+            G, s = _sketched(draws, g)
+        objective.count("nproj", rank + 2 * curvature)
+        steps = [math.nan if draw.short_step is None else draw.short_step for draw in draws]
+        return G, Names(
+            directional_derivatives=float(rank),
+            squared_norm=space.dot(s, s),
+            short_step=torch.tensor(steps, dtype=torch.float64, device=y.device)
+            if space.batched
+            else steps[0],
+            curvature=self._curvature(objective, y, G) if curvature else 0.0,
+        )
+
+    def _curvature(self, objective: Objective, y: Tensor, G: Tensor) -> Number:
+        """Gᵀ∇²f(y)G, by the central difference of the slope along G."""
+        space = objective.space
+        root = math.sqrt(y.shape[-1])
+        size = maximum(space.norm(y), space.number(root * 1e-3))
+        h = space.epsilon ** (1 / 3) * divide(size, space.norm(G))
+        h = where(h == h, h, 0.0)  # G = 0
+        slopes = [self._slope(objective, space.add(y, sign * h, G), G) for sign in (1, -1)]
+        return where(h > 0, divide(slopes[0] - slopes[1], 2 * h), 0.0)
+
+    def _slope(self, objective: Objective, x: Tensor, G: Tensor) -> Number:
+        if self.oracle == "forward":
+            return torch.func.jvp(objective.function, (x,), (G,))[1].item()
+        return objective.space.dot(G, objective.value_and_gradient(x)[1])
+
+
+def _column(value: Number) -> Any:
+    """A number for every problem of a stack, to multiply the stack's vectors."""
+    return value.unsqueeze(-1) if isinstance(value, Tensor) else value
+
+
+def _sketched(draws: list[Draw], g: Tensor) -> tuple[Tensor, Tensor]:
+    """P Pᵀg and Pᵀg, problem by problem."""
+    if g.dim() == 1:
+        s = draws[0].project(g)
+        return draws[0].lift(s).to(g), s
+    s = torch.stack([draw.project(row) for draw, row in zip(draws, g, strict=True)])
+    return torch.stack([draw.lift(row) for draw, row in zip(draws, s, strict=True)]).to(g), s
+
+
+@dataclass(frozen=True)
+class AnySketch(SubspaceMethod):
+    """Options of the methods that take any sketch."""
+
+    rank: int | None = option(None, Interval(1), "r, numbers learnt an iteration; None: d/8", integer=True)
+    sketch: Sketch | None = option(None, (Sketch,), "the family of the subspaces; None: balanced CountSketch")
+    smoothness: Any = option(
+        "estimate",
+        (POSITIVE, Tensor, Curvature, "estimate"),
+        'ℓ, or L as a matrix, a diagonal or a Curvature, or "estimate"',
+    )
+    nu: float | None = option(None, POSITIVE, "ν; None: the sketch's own. Lower is faster, and unproven")
+
+    def family(self, dimension: int) -> Sketch:
+        """The sketch that was given, or balanced CountSketch of the rank."""
+        if self.sketch is None:
+            return BalancedCountSketch(rank=math.ceil(dimension / 8) if self.rank is None else self.rank)
+        if self.rank is not None:
+            raise ValueError(
+                "minimize: options rank and sketch are not allowed together; the sketch has a rank"
+            )
+        return self.sketch
+
+    def constants(self, sketch: Sketch, dimension: int) -> dict[str, float]:
+        """ℓ and ν: whatever ν is chosen, the ℓ of the sketch."""
+        own = sketch.nu(dimension)
+        found = {"inflation": own if self.nu is None else self.nu}
+        if isinstance(self.smoothness, Tensor | Curvature):
+            found["smoothness"] = sketch.rate_constant(self.smoothness) / own
+        elif not isinstance(self.smoothness, str):
+            found["smoothness"] = float(self.smoothness)
+        elif self.smoothness != "estimate":
+            raise ValueError(
+                f'minimize: option smoothness = {self.smoothness!r} is not allowed; it must be ℓ, L or "estimate"'
+            )
+        return found
+
+    @property
+    def estimating(self) -> bool:
+        """Whether ℓ is learnt on the way."""
+        return isinstance(self.smoothness, str)
+
+
+@register
+@dataclass(frozen=True)
+class SubspaceNesterov(AnySketch):
+    """Randomized-subspace Nesterov: accelerated descent from r numbers an iteration."""
+
+    name: ClassVar[str] = "subspace-nesterov"
+
+    strong_convexity: float = option(0.0, NONNEGATIVE, "μ, the smallest curvature")
+    schedule: Literal["unified", "convex", "strongly convex"] = option(
+        "unified", ("unified", "convex", "strongly convex"), "of the momentum"
+    )
+    restart: int | None = option(
+        None, Interval(1), "iterations after which the momentum is forgotten", integer=True
+    )
+    warm_start: float = option(0.0, FRACTION, "A₀ in units of ν/ℓ; 1 is faster early and may be slower late")
+
+    def part(self) -> SubspaceStep:
+        """The three sequences."""
+        return RandomizedSubspace(schedule=self.schedule, restart=self.restart, estimate=self.estimating)
+
+    def constants(self, sketch: Sketch, dimension: int) -> dict[str, float]:
+        """ℓ, ν, μ and A₀."""
+        if self.schedule == "strongly convex" and self.strong_convexity == 0:
+            raise ValueError(
+                "minimize: option schedule = 'strongly convex' is not allowed without strong_convexity > 0"
+            )
+        own = {"strong_convexity": self.strong_convexity, "warm_start": self.warm_start}
+        return {**super().constants(sketch, dimension), **own}
+
+
+@register
+@dataclass(frozen=True)
+class SubspaceGradientDescent(AnySketch):
+    """Randomized-subspace gradient descent: x ← x − P Pᵀ∇f(x)/ℓ."""
+
+    name: ClassVar[str] = "subspace-gradient-descent"
+    source: ClassVar[str] = "cf. Kozak, Becker, Doostan & Tenorio (2021), doi:10.1007/s10589-021-00271-w"
+
+    def part(self) -> SubspaceStep:
+        """Plain descent."""
+        return SubspaceDescent(estimate=self.estimating)
+
+
+@register
+@dataclass(frozen=True)
+class CoordinateDescent(SubspaceMethod):
+    """Accelerated coordinate descent: single coordinates, drawn in proportion to √L_ii."""
+
+    name: ClassVar[str] = "coordinate-descent"
+    source: ClassVar[str] = "Allen-Zhu, Qu, Richtárik & Yuan (2016), arXiv:1512.09103"
+
+    smoothness: Any = option(None, (Tensor, Curvature), "L: a matrix, its diagonal, or a Curvature; needed")
+    strong_convexity: float = option(0.0, NONNEGATIVE, "μ, the smallest curvature")
+
+    def part(self) -> SubspaceStep:
+        """The three sequences."""
+        return RandomizedSubspace()
+
+    def family(self, dimension: int) -> Sketch:
+        """Coordinates by importance."""
+        if self.smoothness is None:
+            raise ValueError(
+                "minimize: method 'coordinate-descent' needs the option smoothness: L, its diagonal, or a Curvature"
+            )
+        return ImportanceCoordinates(self.smoothness)
+
+    def constants(self, sketch: Sketch, dimension: int) -> dict[str, float]:
+        """C = (Σ√L_ii)², and μ."""
+        return {"inflation": sketch.rate_constant(self.smoothness), "strong_convexity": self.strong_convexity}
