@@ -185,10 +185,15 @@ def test_the_full_method_is_a_sketch_of_full_rank() -> None:
             lambda: spectrum("equal", 256),
             "forward",
             "full",
-            "Use the full method: the sketch would save next",
+            "BalancedCountSketch of rank 4 would save next to nothing",
         ),
         (lambda: spectrum("clustered", 256), "forward", "either", "falls into 2 narrow clusters"),
-        (lambda: Curvature(256, 1.0, 6.52), "forward", "subspace", "Use the sketch"),
+        (
+            lambda: Curvature(256, 1.0, 6.52),
+            "forward",
+            "subspace",
+            "Use BalancedCountSketch of rank 4: about",
+        ),
     ],
 )
 def test_the_better_choice_in_words(
@@ -237,7 +242,7 @@ def test_advice_picks_the_effective_rank(name: str) -> None:
     assert advice.pick.rank == round(rho)
     assert advice.predictions[0].sketch == "full"
     assert advice.cheapest.speed_up == max(p.speed_up for p in advice.predictions)
-    assert advice.sentence.startswith(f"{advice.pick.sketch}, r = {advice.pick.rank}. Use the sketch")
+    assert advice.sentence.startswith(f"Use {advice.pick.sketch} of rank {advice.pick.rank}: about")
     # The rule's price: at most √2 in oracle calls against the balanced sketch at r = 1.
     one = next(p for p in advice.predictions if p.sketch == "BalancedCountSketch" and p.rank == 1)
     assert one.speed_up <= math.sqrt(2) * advice.pick.speed_up * 1.02

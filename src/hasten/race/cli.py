@@ -1,4 +1,4 @@
-"""The front door: ``hasten race``, ``list``, ``explain``, ``picture``, ``report``.
+"""The front door: ``hasten race``, ``list``, ``explain``, ``picture``, ``report``, ``advise``.
 
 Whatever goes wrong by a user's hand is one line on standard error and a non-zero exit.
 """

@@ -13,7 +13,7 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from hasten.race import catalogue, contest
+from hasten.race import advice, catalogue, contest
 from hasten.race.cli import INTERRUPTED
 from hasten.race.errors import RaceError, require
 from hasten.race.live import LiveObserver
@@ -25,7 +25,7 @@ from hasten.race.results import SUMMARY_COLUMNS, Race, summary_row
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Optimizers for PyTorch: race them, list them, explain them, picture them.",
+    help="Optimizers for PyTorch: race them, list them, explain them, picture them; advice on sketches.",
 )
 console = Console()
 WIDE = 112
@@ -186,4 +186,41 @@ def picture(
     """Draw how optimizers descend a surface: a picture, and the same moving."""
     for path in draw_picture(task, optimizers, steps=steps, out=out, animate=animate):
         console.print(str(path), highlight=False, soft_wrap=True)
+    return 0
+
+
+@app.command()
+def advise(
+    problem: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, breast-cancer, diabetes, or a quadratic such as quadratic-inverse-square."
+        ),
+    ] = None,
+    accuracy: Annotated[float, typer.Option(help="Part of the initial gap f(x0) - f* to be left.")] = 1e-4,
+    cost: Annotated[
+        str,
+        typer.Option(
+            help="What is scarce: forward (directional derivatives), bytes (sent), reverse (gradients)."
+        ),
+    ] = "forward",
+    dimension: Annotated[float | None, typer.Option(help="Variables, where no problem is named.")] = None,
+    effective_rank: Annotated[float | None, typer.Option(help="Trace over largest eigenvalue of L.")] = None,
+    largest: Annotated[float | None, typer.Option(help="Largest eigenvalue of L (default 1).")] = None,
+    strong_convexity: Annotated[float | None, typer.Option(help="Smallest curvature (default 0).")] = None,
+    distance: Annotated[float | None, typer.Option(help="From start to minimiser (default 1).")] = None,
+    gap: Annotated[float | None, typer.Option(help="f(x0) - f* (default: the largest there can be).")] = None,
+) -> int:
+    """Advise whether a random subspace pays, which sketch, and of which rank."""
+    found = advice.advice(
+        problem, accuracy, cost,
+        dimension=dimension, largest=largest, effective_rank=effective_rank,
+        strong_convexity=strong_convexity, distance=distance, gap=gap,
+    )  # fmt: skip
+    console.print(Text(advice.heading(found), style="bold"))
+    console.print()
+    console.print(advice.table(found))
+    console.print()
+    console.print(Text(found.sentence))
+    console.print(Text(advice.LEGEND, style="dim"))
     return 0

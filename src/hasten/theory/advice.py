@@ -31,26 +31,23 @@ class Advice:
     Attributes:
         predictions: one for each sketch and rank.
         pick: the one to use.
+        considered: the best of rank nearest to the effective rank; the pick, unless that is the full method.
         cheapest: the one with the fewest oracle calls, whatever the number of its steps.
     """
 
     predictions: tuple[Prediction, ...]
     pick: Prediction
+    considered: Prediction
     cheapest: Prediction
 
     @property
     def sentence(self) -> str:
         """The pick in plain words."""
-        full, pick = self.predictions[0], self.pick
-        if pick is full:
-            contender = max(self.predictions[1:], key=lambda p: p.gain, default=None)
-            return full.recommendation if contender is None else contender.recommendation
-        name = f"{pick.sketch}, r = {pick.rank}"
-        text = f"{name}. {pick.recommendation}"
-        if self.cheapest is not pick and self.cheapest.speed_up > CLEARLY * pick.speed_up:
-            c = self.cheapest
+        text = self.considered.recommendation
+        c = self.cheapest
+        if self.pick is self.considered and c.speed_up > CLEARLY * self.pick.speed_up:
             text += (
-                f" Cheapest of all is {c.sketch}, r = {c.rank}: {times(c.speed_up)} times fewer, "
+                f" Cheapest of all is {c.sketch} of rank {c.rank}: {times(c.speed_up)} times fewer, "
                 f"in {times(c.inflation)} times as many steps."
             )
         return text
@@ -90,16 +87,17 @@ def advise(
     predictions = tuple(predict(known, sketch, accuracy, cost=cost) for sketch in (None, *options))
     full, *rest = predictions
     if not rest:
-        return Advice(predictions, full, full)
+        return Advice(predictions, full, full, full)
     rho = known.curvature.effective_rank
     nearest = min((p.rank for p in rest), key=lambda rank: abs(rank - rho))
     # The first unless another is clearly cheaper: dense families cost far more time than these counts show.
-    pick, *others = (p for p in rest if p.rank == nearest)
+    considered, *others = (p for p in rest if p.rank == nearest)
     for other in others:
-        if other.speed_up > CLEARLY * pick.speed_up:
-            pick = other
+        if other.speed_up > CLEARLY * considered.speed_up:
+            considered = other
     cheapest = max(rest, key=lambda p: p.speed_up)
-    return Advice(predictions, full if pick.better == "full" else pick, cheapest)
+    pick = full if considered.better == "full" else considered
+    return Advice(predictions, pick, considered, cheapest)
 
 
 def default_sketches(curvature: Curvature) -> list[Sketch]:

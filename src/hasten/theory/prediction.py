@@ -211,16 +211,17 @@ class Prediction:
         """The better choice in plain words, with its reason and its price."""
         S, steps = times(self.speed_up), f"{times(self.inflation)} times as many steps"
         rank = f"effective rank {self.known.curvature.effective_rank:.3g} of {self.dimension:,}"
+        name = f"{self.sketch} of rank {self.rank}"
         if self.sketch == FULL:
             return "This is the full method: Nesterov's, with whole gradients."
         if self.cost == "reverse":
             return (
                 "Use the full method with reverse mode: a gradient costs three or four losses whatever the dimension, "
-                f"and the sketch would take {steps}. It pays only where reverse mode does not fit into memory."
+                f"and {name} would take {steps}. It pays only where reverse mode does not fit into memory."
             )
         if self.better == "full":
             return (
-                f"Use the full method: the sketch would save next to nothing (a factor of {S}) and take {steps}; "
+                f"Use the full method: {name} would save next to nothing (a factor of {S}) and take {steps}; "
                 f"the curvature has {rank}."
             )
         saved = "bytes sent" if self.cost == "bytes" else "directional derivatives"
@@ -230,10 +231,10 @@ class Prediction:
         if self.clusters is not None:
             narrow = "one narrow cluster" if self.clusters == 1 else f"{self.clusters} narrow clusters"
             return (
-                f"Try both: the bounds promise {promise}; but the spectrum falls into {narrow}, "
+                f"Try {name} and the full method: the bounds promise {promise}; but the spectrum falls into {narrow}, "
                 "where the full method is much faster than its bound and may win."
             )
-        advice = f"Use the sketch: {promise}; the curvature has {rank}."
+        advice = f"Use {name}: {promise}; the curvature has {rank}."
         if self.descent_iterations is not None and self.descent_iterations < self.iterations:
             advice += (
                 " At this accuracy plain subspace gradient descent has the better guarantee: "
