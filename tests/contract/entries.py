@@ -62,6 +62,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MARS": {"lr": 0.01, "weight_decay": 0.1},
     "Adafactor": {"lr": 0.01, "weight_decay": 0.1},
     "Prodigy": {"d0": 1e-2, "weight_decay": 0.01},
+    "SubspaceNesterov": {"smoothness": 4.0, "strong_convexity": 0.1, "weight_decay": 0.01},
+    "SubspaceGradientDescent": {"smoothness": 4.0, "weight_decay": 0.01},
 }
 
 

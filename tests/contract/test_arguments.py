@@ -12,12 +12,20 @@ import hasten
 each = pytest.mark.parametrize("entry", ENTRIES, ids=str)
 
 
+NOT_NUMBERS = {"params", "sketch", "oracle", "mirror", "smoothness"}
+"""Arguments that take, or may also take, objects; tests/optimizers/test_subspace.py spoils them."""
+
+
 def numeric_arguments():
     """Every numeric constructor argument of every named optimizer, and every member of the tuples."""
     for entry in NAMED:
         for name, parameter in inspect.signature(entry.build).parameters.items():
             default = entry.kwargs.get(name, parameter.default)
-            if name == "params" or parameter.kind is parameter.VAR_KEYWORD or isinstance(default, bool | str):
+            if (
+                name in NOT_NUMBERS
+                or parameter.kind is parameter.VAR_KEYWORD
+                or isinstance(default, bool | str)
+            ):
                 continue
             yield entry, name, default
 

@@ -64,5 +64,9 @@ class Given(Sketch):
 def given(matrices, nu=1.0, smoothness=1.0, short_steps=None):
     matrices = tuple(torch.as_tensor(m, dtype=torch.float64) for m in matrices)
     return Given(
-        rank=matrices[0].shape[1], matrices=matrices, inflation=nu, smoothness=smoothness, short_steps=short_steps
+        rank=matrices[0].shape[1],
+        matrices=matrices,
+        inflation=nu,
+        smoothness=smoothness,
+        short_steps=short_steps,
     )

@@ -116,7 +116,7 @@ class Optimizer(torch.optim.Optimizer):
             self.check(name, place.read(defaults))
         for composition in self.compositions:
             composition.prepare()
-        super().__init__(_listed(params) if self.module is None else self.module.named_parameters(), defaults)
+        super().__init__(listed(params) if self.module is None else self.module.named_parameters(), defaults)
         if self.module is not None and self.has_evaluation_point:
             watch(self.module, self)
 
@@ -390,7 +390,8 @@ def _check_tuple(owner: str, key: str, value: Any, length: int) -> None:
         raise ValueError(f"{owner}: {key} = {value!r} is not allowed; it must be {length} numbers")
 
 
-def _listed(params: Any) -> Any:
+def listed(params: Any) -> Any:
+    """Parameters as a list, so that they can be looked at twice; what is no list is left for torch to refuse."""
     if isinstance(params, Iterable) and not isinstance(params, Tensor | dict | str):
         return list(params)
     return params

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from hasten.engine import EngineOptions, Optimizer
 from hasten.engine.checks import check_choice, flag, number, optional_number
+from hasten.engine.optimizer import listed
 from hasten.iterates import RandomizedSubspace, SubspaceDescent
 from hasten.iterates.subspace import SubspaceStep
 from hasten.oracles.subspace import Sketched, SubspaceOracle
@@ -42,15 +43,17 @@ class SubspaceOptimizer(Optimizer):
     ) -> None:
         """Settle the sketch and its constants, then build the sentence oracle → iterate."""
         if oracle is not None and not isinstance(oracle, SubspaceOracle):
-            raise TypeError(f"{type(self).__name__}: oracle = {oracle!r} is not allowed; it must be a subspace oracle")
-        params = params if isinstance(params, nn.Module) else list(params)
+            raise ValueError(
+                f"{type(self).__name__}: oracle = {oracle!r} is not allowed; it must be a SubspaceOracle"
+            )
+        params = params if isinstance(params, nn.Module) else listed(params)
         shapes = [p.shape for p in _trainable(params)]
         asked = Sketched() if oracle is None else oracle
-        family = self._family(sketch or asked.sketch, asked.rank if rank is None else rank, shapes)
+        family = self._family(
+            asked.sketch if sketch is None else sketch, asked.rank if rank is None else rank, shapes
+        )
         dimension = sum(map(math.prod, shapes))
-        if not dimension:
-            raise ValueError(f"{type(self).__name__}: there is no parameter to train: all are empty or frozen")
-        own = family.nu(dimension)
+        own = family.nu(dimension) if dimension else 1.0
         chosen = optional_number(self, "nu", nu, POSITIVE)
         iterate = dataclasses.replace(
             iterate,
@@ -64,18 +67,25 @@ class SubspaceOptimizer(Optimizer):
         Optimizer.__init__(self, params, oracle=asked, iterate=iterate, **engine)
 
     def _family(self, sketch: Sketch | None, rank: int | None, shapes: Sequence[Sequence[int]]) -> Sketch:
+        owner = type(self).__name__
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+            raise ValueError(f"{owner}: rank = {rank!r} is not allowed; it must be a positive integer")
         if sketch is None:
             sketch = BalancedCountSketch(ratio=RATIO) if rank is None else BalancedCountSketch(rank=rank)
             sketch = sketch if len(shapes) < 2 else PerLayer(sketch)
-        elif rank is not None:
+        elif not isinstance(sketch, Sketch):
             raise ValueError(
-                f"{type(self).__name__}: rank = {rank!r} is not allowed beside a sketch, which has a rank of its own"
+                f"{owner}: sketch = {sketch!r} is not allowed; it must be a hasten.sketches.Sketch"
             )
-        if not isinstance(sketch, Sketch):
-            raise TypeError(f"{type(self).__name__}: sketch = {sketch!r} is not allowed; it must be a sketch")
+        elif rank is not None and rank != sketch.rank:
+            raise ValueError(
+                f"{owner}: rank = {rank!r} is not allowed beside a sketch, which has a rank of its own"
+            )
         return sketch.bind(shapes) if isinstance(sketch, PerLayer) else sketch
 
-    def _expected_smoothness(self, smoothness: Smoothness, family: Sketch, dimension: int, nu: float) -> float:
+    def _expected_smoothness(
+        self, smoothness: Smoothness, family: Sketch, dimension: int, nu: float
+    ) -> float:
         if isinstance(smoothness, str):
             check_choice(type(self).__name__, "smoothness", smoothness, ("estimate",))
             return 1.0
@@ -83,8 +93,8 @@ class SubspaceOptimizer(Optimizer):
             curvature = Curvature.of(smoothness)
             if curvature.dimension != dimension:
                 raise ValueError(
-                    f"{type(self).__name__}: smoothness of dimension {curvature.dimension} is not allowed; the "
-                    f"parameters have {dimension} entries"
+                    f"{type(self).__name__}: smoothness of dimension {curvature.dimension} is not allowed; it must be "
+                    f"of dimension {dimension}, the number of entries of all parameters"
                 )
             return family.rate_constant(curvature) / nu
         return number(self, "smoothness", smoothness, POSITIVE)
@@ -100,7 +110,7 @@ def _trainable(params: Any) -> list[Tensor]:
     if isinstance(params, nn.Module):
         return [p for p in params.parameters() if p.requires_grad]
     found: list[Tensor] = []
-    for entry in params:
+    for entry in params if isinstance(params, list) else ():
         entry = entry["params"] if isinstance(entry, Mapping) else entry
         entries = [entry] if isinstance(entry, Tensor) or _is_named(entry) else list(entry)
         found += [e[1] if _is_named(e) else e for e in entries]
@@ -173,6 +183,10 @@ class SubspaceNesterov(SubspaceOptimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         owner = type(self).__name__
+        if mirror is not None and not (
+            isinstance(mirror, list | tuple) and all(isinstance(m, Tensor) for m in mirror)
+        ):
+            raise ValueError(f"{owner}: mirror = {mirror!r} is not allowed; it must be a list of tensors")
         check_choice(owner, "schedule", schedule, ("unified", "convex", "strongly convex"))
         if schedule == "strongly convex" and not (callable(strong_convexity) or strong_convexity > 0):
             raise ValueError(
@@ -180,9 +194,13 @@ class SubspaceNesterov(SubspaceOptimizer):
                 "it must be positive"
             )
         if restart is not None and (isinstance(restart, bool) or not isinstance(restart, int) or restart < 1):
-            raise ValueError(f"{owner}: restart = {restart!r} is not allowed; it must be a positive integer, or None")
+            raise ValueError(
+                f"{owner}: restart = {restart!r} is not allowed; it must be a positive integer, or None"
+            )
         if flag(self, "restart_by_value", restart_by_value) and restart is None:
-            raise ValueError(f"{owner}: restart_by_value needs restart, the steps between comparisons (at least 50)")
+            raise ValueError(
+                f"{owner}: restart_by_value needs restart, the steps between comparisons (at least 50)"
+            )
         iterate = RandomizedSubspace(
             lr=lr,
             weight_decay=weight_decay,
@@ -195,16 +213,19 @@ class SubspaceNesterov(SubspaceOptimizer):
         )
         self._begin(params, iterate, oracle, sketch, rank, smoothness, nu, engine)
         if mirror is not None:
-            self._set_mirror(list(mirror))
+            self._set_mirror(mirror)
 
-    def _set_mirror(self, mirror: list[Tensor]) -> None:
+    def _set_mirror(self, mirror: Sequence[Tensor]) -> None:
         params = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         if len(mirror) != len(params):
-            raise ValueError(f"{self.name}: mirror has {len(mirror)} tensors; there are {len(params)} parameters")
+            raise ValueError(
+                f"{self.name}: mirror of {len(mirror)} tensors is not allowed; it must be {len(params)}, one for each "
+                "parameter"
+            )
         for p, metric in zip(params, mirror, strict=True):
             if metric.shape != p.shape or not bool((torch.isfinite(metric) & (metric > 0)).all()):
                 raise ValueError(
-                    f"{self.name}: mirror of {self.name_of(p)} is not allowed; it must be positive, finite and of shape "
+                    f"{self.name}: mirror of {self.name_of(p)} is not allowed; it must be positive, finite, of shape "
                     f"{tuple(p.shape)}"
                 )
         for p, metric in zip(params, mirror, strict=True):
