@@ -13,7 +13,7 @@ each = pytest.mark.parametrize("entry", ENTRIES, ids=str)
 
 
 NOT_NUMBERS = {"params", "sketch", "oracle", "mirror", "smoothness"}
-"""Arguments that take, or may also take, objects; tests/optimizers/test_subspace.py spoils them."""
+"""Arguments that take, or may also take, objects; tests/optimizers/test_subspace_optimizers.py spoils them."""
 
 
 def numeric_arguments():

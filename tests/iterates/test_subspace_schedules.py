@@ -22,7 +22,7 @@ def test_the_unified_schedule_solves_its_equation(C, ratio, steps):
     mu, A = ratio * C, 0.0
     for _ in range(steps):
         found = unified(A, C, mu)
-        B, B1, a = 1 + mu * A, 1 + mu * found.A, found.A - A
+        B1, a = 1 + mu * found.A, found.A - A
         if mu * A > 1e7 or a <= 1e-6 * A or ratio > 1 - 1e-6:
             return  # a is lost in the rounding of A, or there is nothing left to accelerate
         assert C * a * a == pytest.approx(found.A * B1, rel=1e-6)
@@ -54,8 +54,8 @@ def test_the_unified_schedule_satisfies_both_bounds(C, ratio, steps):
         A = unified(A, C, mu).A
         if mu * A > 1e8:
             return
-    assert A >= (steps + 1) ** 2 / (4 * C) * (1 - 1e-9)
-    assert A >= (1 - math.sqrt(ratio)) ** -(steps - 1) / C * (1 - 1e-9)
+    assert (steps + 1) ** 2 / (4 * C) * (1 - 1e-9) <= A
+    assert (1 - math.sqrt(ratio)) ** -(steps - 1) / C * (1 - 1e-9) <= A
 
 
 def test_the_convex_schedule_is_never_faster_than_its_proof_allows():
@@ -129,7 +129,9 @@ def growth(problem, known_convexity, factor, states):
         G = W @ gradient(y)
         after_x, after_z = y - G / smoothness, (1 - now.beta) * zi + now.beta * y - now.gamma * G
         before = A * (value(xi) - minimum) + (1 + mu * A) / 2 * (zi - target).square().sum()
-        after = now.A * (value(after_x) - minimum) + (1 + mu * now.A) / 2 * (after_z - target).square().sum(-1)
+        after = now.A * (value(after_x) - minimum) + (1 + mu * now.A) / 2 * (after_z - target).square().sum(
+            -1
+        )
         worst = max(worst, float((after.mean() - before) / before))
     return worst
 
