@@ -25,6 +25,8 @@ Smoothness: TypeAlias = float | Tensor | Curvature | Literal["estimate"]
 
 RATIO = 8.0
 """d/r where neither a rank nor a sketch is given."""
+DIRECTIONS = 16
+"""r where neither is given and every number costs an evaluation."""
 
 
 class SubspaceOptimizer(Optimizer):
@@ -49,9 +51,7 @@ class SubspaceOptimizer(Optimizer):
         params = params if isinstance(params, nn.Module) else listed(params)
         shapes = [p.shape for p in _trainable(params)]
         asked = Sketched() if oracle is None else oracle
-        family = self._family(
-            asked.sketch if sketch is None else sketch, asked.rank if rank is None else rank, shapes
-        )
+        family = self._family(asked, sketch, rank, shapes)
         dimension = sum(map(math.prod, shapes))
         own = family.nu(dimension) if dimension else 1.0
         chosen = optional_number(self, "nu", nu, POSITIVE)
@@ -66,13 +66,19 @@ class SubspaceOptimizer(Optimizer):
         )
         Optimizer.__init__(self, params, oracle=asked, iterate=iterate, **engine)
 
-    def _family(self, sketch: Sketch | None, rank: int | None, shapes: Sequence[Sequence[int]]) -> Sketch:
+    def _family(
+        self, asked: SubspaceOracle, sketch: Sketch | None, rank: int | None, shapes: Sequence[Sequence[int]]
+    ) -> Sketch:
+        sketch, rank = asked.sketch if sketch is None else sketch, asked.rank if rank is None else rank
+        entries = sum(map(math.prod, shapes))
         owner = type(self).__name__
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
             raise ValueError(f"{owner}: rank = {rank!r} is not allowed; it must be a positive integer")
-        if sketch is None:
+        if sketch is None and isinstance(asked, Sketched):
             sketch = BalancedCountSketch(ratio=RATIO) if rank is None else BalancedCountSketch(rank=rank)
             sketch = sketch if len(shapes) < 2 else PerLayer(sketch)
+        elif sketch is None:
+            sketch = BalancedCountSketch(rank=max(1, min(DIRECTIONS, entries)) if rank is None else rank)
         elif not isinstance(sketch, Sketch):
             raise ValueError(
                 f"{owner}: sketch = {sketch!r} is not allowed; it must be a hasten.sketches.Sketch"
@@ -130,9 +136,10 @@ class SubspaceNesterov(SubspaceOptimizer):
 
     Args:
         params: as for every optimizer; a module where the oracle is forward mode over one.
-        sketch: family of the random subspaces. By default balanced CountSketch: of a single parameter; of every matrix
-            by itself if there are several, with vectors kept exact.
-        rank: r in all, instead of a sketch. By default an eighth of the parameters.
+        sketch: family of the random subspaces. By default balanced CountSketch: of every matrix by itself, with vectors
+            kept exact; of all parameters together where every number costs an evaluation.
+        rank: r in all, instead of a sketch. By default an eighth of the parameters, or 16 where every number costs an
+            evaluation.
         smoothness: ℓ = λ_max(E[W L W]), W = PPᵀ, as a number; or L as a diagonal, a matrix or a
             :class:`~hasten.sketches.Curvature` over all parameters, from which ℓ follows; or "estimate": from second
             directional derivatives on the way, a heuristic.
