@@ -64,7 +64,7 @@ class StepLength:
         return 10 * objective.space.epsilon * abs(f)
 
 
-def gradient_mapping(objective: Objective, y: Tensor, g: Tensor, s: Number) -> tuple[Tensor, Number]:
+def gradient_step(objective: Objective, y: Tensor, g: Tensor, s: Number) -> tuple[Tensor, Number]:
     """``x = prox_h(y − s g, s)`` and ``‖(y − x)/s‖∞``, which is ‖g‖∞ where there is no h."""
     space = objective.space
     x = space.add(y, -s, g)
@@ -105,7 +105,7 @@ class GradientDescent(Method):
         """Evaluate at x0, and measure the curvature if L is not known."""
         f, g = objective.value_and_gradient(x0)
         s = self._rule.first(objective, x0, g)
-        trial, residual = gradient_mapping(objective, x0, g, s)
+        trial, residual = gradient_step(objective, x0, g, s)
         none = objective.space.number(0.0)
         return Descending(x0, objective.whole(f, x0), g, residual, none, none > 0, none > 0, f, s, trial)
 
@@ -123,7 +123,7 @@ class GradientDescent(Method):
             state.g = space.select(accepted, g, state.g)
             state.smooth = where(accepted, f, state.smooth)
             state.f = where(accepted, objective.whole(f, x), state.f)
-        state.trial, state.residual = gradient_mapping(objective, state.x, state.g, s)
+        state.trial, state.residual = gradient_step(objective, state.x, state.g, s)
         state.s, state.stepped, state.iterations = s, accepted, state.iterations + where(accepted, 1, 0)
         # A step length that vanishes finds no better point.
         state.failed = s < 1e-300

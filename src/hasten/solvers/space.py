@@ -80,6 +80,10 @@ class Single:
         """number · a."""
         return torch.mul(a, number)
 
+    def apply(self, matrix: Tensor, vector: Tensor) -> Tensor:
+        """matrix · vector."""
+        return torch.mv(matrix, vector)
+
     def add(self, a: Tensor, number: Number, b: Tensor) -> Tensor:
         """a + number · b."""
         return torch.add(a, b, alpha=number)
@@ -91,6 +95,18 @@ class Single:
     def any(self, mask: Mask) -> bool:
         """Whether the mask holds for some problem."""
         return bool(mask)
+
+    def rows(self, mask: Mask, a: Any) -> Any:
+        """The numbers or vectors of the problems in the mask (which holds for some)."""
+        return a
+
+    def at(self, mask: Mask, place: Number) -> tuple[Any, ...]:
+        """The index of `place` in a tensor, for the problems in the mask (which holds for some)."""
+        return (int(place),)
+
+    def spread(self, mask: Mask, rows: Tensor) -> Number:
+        """The inverse of `rows` for numbers; 1 for the problems outside the mask."""
+        return rows.item()
 
 
 class Stack:
@@ -133,6 +149,10 @@ class Stack:
         """number · a."""
         return torch.mul(a, self._column(number, a))
 
+    def apply(self, matrix: Tensor, vector: Tensor) -> Tensor:
+        """matrix · vector for every problem."""
+        return torch.matmul(matrix, vector.unsqueeze(-1)).squeeze(-1)
+
     def add(self, a: Tensor, number: Number, b: Tensor) -> Tensor:
         """a + number · b."""
         return torch.addcmul(a, b, self._column(number, b))
@@ -141,11 +161,23 @@ class Stack:
         """a where the mask holds, otherwise b, problem by problem."""
         if not isinstance(mask, Tensor):
             return a if mask else b
-        return torch.where(mask.unsqueeze(-1), a, b)
+        return torch.where(mask.view(-1, *(1 for _ in a.shape[1:])), a, b)
 
     def any(self, mask: Mask) -> bool:
         """Whether the mask holds for some problem."""
         return bool(mask.any()) if isinstance(mask, Tensor) else bool(mask)
+
+    def rows(self, mask: Mask, a: Any) -> Any:
+        """The numbers or vectors of the problems in the mask (which holds for some)."""
+        return a[mask]
+
+    def at(self, mask: Mask, place: Number) -> tuple[Any, ...]:
+        """The index of `place` in a tensor, for the problems in the mask (which holds for some)."""
+        return mask.nonzero().squeeze(-1), place[mask].long()
+
+    def spread(self, mask: Mask, rows: Tensor) -> Number:
+        """The inverse of `rows` for numbers; 1 for the problems outside the mask."""
+        return self.number(1.0).masked_scatter_(mask, rows)
 
     @staticmethod
     def _column(number: Number, like: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ class Ledger:
         verdict = where(objective.counts["nfev"] >= rule.max_evaluations, Status.EVALUATIONS, verdict)
         if seconds >= rule.seconds:
             verdict = where(running, Status.SECONDS, verdict)
-        verdict = where(stepped & (state.iterations >= rule.maxiter), Status.MAXITER, verdict)
+        verdict = where(state.iterations >= rule.maxiter, Status.MAXITER, verdict)
         if rule.xtol > 0:
             moved = space.norm(state.x - self.previous_x)
             small = moved <= rule.xtol * maximum(space.norm(state.x), space.number(1.0))

@@ -15,24 +15,29 @@ from torch import Tensor
 from hasten.iterates.subspace import RandomizedSubspace, SubspaceDescent, SubspaceStep
 from hasten.numbers import Names, Number, maximum, sqrt, where
 from hasten.oracles.directional import directional_derivatives
-from hasten.sketches import BalancedCountSketch, Curvature, Draw, ImportanceCoordinates, Sketch
+from hasten.sketches import BalancedCountSketch, Curvature, ImportanceCoordinates, Sketch
 from hasten.solvers.method import Method, State, register
 from hasten.solvers.objective import Objective
 from hasten.solvers.options import option
-from hasten.solvers.space import divide
+from hasten.solvers.space import Mask, divide
 from hasten.words import FRACTION, NONNEGATIVE, POSITIVE, Interval
 
 
 @dataclass
 class Drawing(State):
-    """The query point y, the iterate's numbers, and the running mean of ‖s‖², which estimates ‖∇f(y)‖²."""
+    """The query point y, the iterate with its numbers, and the running mean of ‖s‖², which estimates ‖∇f(y)‖²."""
 
     y: Tensor
     difference: Tensor
+    sketch: Sketch
+    part: SubspaceStep
     h: Names
     c: Names
-    sketch: Sketch
     square: Number
+    weight: float
+    """Of the newest ‖s‖² in the mean."""
+    never: Mask
+    always: Mask
     taken: int = 0
 
 
@@ -41,7 +46,8 @@ class SubspaceMethod(Method):
     """What the methods share: the sketch and its constants, and learning Pᵀ∇f.
 
     f at x is evaluated only every `check_every` iterations, where the run may end; the norm of the gradient is then the
-    root of the running mean of ‖s‖², whose expectation is ‖∇f(y)‖². In a stack every problem draws its own subspaces.
+    root of the running mean of ‖s‖², whose expectation is ‖∇f(y)‖². In a stack every problem draws its own subspaces:
+    problem i those of block i, whatever the others are.
     """
 
     stopping: ClassVar[dict[str, Any]] = {"maxiter": 100_000}
@@ -68,46 +74,50 @@ class SubspaceMethod(Method):
         raise NotImplementedError
 
     def start(self, objective: Objective, x0: Tensor) -> Drawing:
-        """Evaluate at x0, and settle the constants."""
+        """Settle the constants, and evaluate at x0."""
         if objective.space.batched and self.oracle == "forward":
             raise ValueError("minimize: option oracle = 'forward' is not allowed with batched=True")
         d, space, part = x0.shape[-1], objective.space, self.part()
         sketch = self.family(d)
-        h = Names(**{**{o.name: o.default for o in part.hypers()}, **self.constants(sketch, d)})
+        constants = {**{o.name: o.default for o in part.hypers()}, **self.constants(sketch, d)}
+        weight = min(0.05, sketch.cost(d) / 100)
         f, g = objective.value_and_gradient(x0)
         none = space.number(0.0)
-        c = Names(**{name: none + value for name, value in part.counters().items()})
+        never = none > 0
         return Drawing(
-            x0,
-            f,
-            g,
-            space.largest(g),
-            none,
-            none > 0,
-            none > 0,
-            x0,
-            torch.zeros_like(x0),
-            h,
-            c,
-            sketch,
-            space.dot(g, g),
+            x=x0,
+            f=f,
+            g=g,
+            residual=space.largest(g),
+            iterations=none,
+            stepped=never,
+            failed=never,
+            y=x0,
+            difference=torch.zeros_like(x0),
+            sketch=sketch,
+            part=part,
+            h=Names(**constants),
+            # Numbers on which the problems of a stack agree stay plain; the others become tensors by themselves.
+            c=Names(**part.counters()),
+            square=space.dot(g, g),
+            weight=weight,
+            never=never,
+            always=none == 0,
         )
 
     def step(self, objective: Objective, state: Drawing) -> Drawing:
         """One iteration: s = Pᵀ∇f(y), G = P s, and the iterate's move along G."""
-        space, part, k = objective.space, self.part(), state.taken + 1
-        G, sums = self._learn(objective, state, part.estimate)
-        n = part.measured(state.h, k, state.c, sums)
+        part, k = state.part, state.taken + 1
+        G, sums = self._learn(objective, state)
+        numbers = part.measured(state.h, k, state.c, sums)
         s = Names(param=state.y, difference=state.difference)
-        state.y = part.move(G, s, Names(**{name: _column(value) for name, value in n.items()}))
+        state.y = part.move(G, s, _columns(G, numbers))
         state.difference, state.taken = s.difference, k
-        state.square = state.square + (sums.squared_norm - state.square) * min(
-            0.05, state.sketch.cost(G.shape[-1]) / 100
-        )
+        state.square = state.square + state.weight * (sums.squared_norm - state.square)
         state.iterations = state.iterations + 1
-        checked = k % self.check_every == 0
-        state.stepped = space.number(float(checked)) > 0
-        if checked:
+        state.stepped = state.never
+        if k % self.check_every == 0:
+            state.stepped = state.always
             state.x = self.output(state)
             state.f, state.g = objective.value(state.x), None
             state.residual = sqrt(state.square)
@@ -116,30 +126,37 @@ class SubspaceMethod(Method):
     def output(self, state: Drawing) -> Tensor:
         """The point to evaluate, from the query point."""
         s = Names(param=state.y, difference=state.difference)
-        return self.part().evaluation(s, Names(output=_column(getattr(state.c, "output", 0.0))))
+        n = _columns(state.y, state.part.switch(state.h, state.taken, state.c))
+        return state.part.evaluation(s, n)
 
-    def _learn(self, objective: Objective, state: Drawing, curvature: bool) -> tuple[Tensor, Names]:
+    def _learn(self, objective: Objective, state: Drawing) -> tuple[Tensor, Names]:
         """G = P s, and what the iterate's numbers depend on."""
-        space, y, d = objective.space, state.y, state.y.shape[-1]
-        keys = range(y.shape[0]) if space.batched else (0,)
-        draws = [state.sketch.draw(d, seed=self.seed, step=state.taken, block=key) for key in keys]
-        rank = draws[0].rank
+        space, y, estimate = objective.space, state.y, state.part.estimate
+        d, k = y.shape[-1], state.taken
+        blocks = range(len(y)) if space.batched else (0,)
+        draws = [state.sketch.draw(d, seed=self.seed, step=k, block=block) for block in blocks]
         if self.oracle == "forward":
-            _, s = directional_derivatives(objective.function, y, draws[0])
+            value, s = directional_derivatives(objective.function, y, draws[0])
             objective.count("nfev")
+            loss, found = value.item(), [s]
             G = draws[0].lift(s).to(y)
         else:
-            _, g = objective.value_and_gradient(y)
-            G, s = _sketched(draws, g)
-        objective.count("nproj", rank + 2 * curvature)
+            loss, g = objective.value_and_gradient(y)
+            rows = g if space.batched else g.unsqueeze(0)
+            found = [draw.project(row) for draw, row in zip(draws, rows, strict=True)]
+            G = torch.empty_like(g)
+            for draw, s, out in zip(draws, found, G if space.batched else (G,), strict=True):
+                draw.lift(s, out=out)
+        rank = _agreed(y, [float(draw.rank) for draw in draws])
         steps = [math.nan if draw.short_step is None else draw.short_step for draw in draws]
+        objective.count("nproj", rank + 2 * estimate)
+        squares = [torch.dot(s, s) for s in found]
         return G, Names(
-            directional_derivatives=float(rank),
-            squared_norm=space.dot(s, s),
-            short_step=torch.tensor(steps, dtype=torch.float64, device=y.device)
-            if space.batched
-            else steps[0],
-            curvature=self._curvature(objective, y, G) if curvature else 0.0,
+            loss=loss,
+            directional_derivatives=rank,
+            squared_norm=torch.stack(squares).double() if space.batched else squares[0].item(),
+            short_step=_agreed(y, steps),
+            curvature=self._curvature(objective, y, G) if estimate else 0.0,
         )
 
     def _curvature(self, objective: Objective, y: Tensor, G: Tensor) -> Number:
@@ -158,18 +175,32 @@ class SubspaceMethod(Method):
         return objective.space.dot(G, objective.value_and_gradient(x)[1])
 
 
-def _column(value: Number) -> Any:
-    """A number for every problem of a stack, to multiply the stack's vectors."""
-    return value.unsqueeze(-1) if isinstance(value, Tensor) else value
+def _columns(like: Tensor, numbers: dict[str, Number]) -> Names:
+    """Numbers to multiply the vectors by: those that differ within a stack as columns, in the vectors' dtype."""
+    return Names(
+        **{
+            name: value.to(like.dtype).unsqueeze(-1) if isinstance(value, Tensor) else value
+            for name, value in numbers.items()
+        }
+    )
 
 
-def _sketched(draws: list[Draw], g: Tensor) -> tuple[Tensor, Tensor]:
-    """P Pᵀg and Pᵀg, problem by problem."""
-    if g.dim() == 1:
-        s = draws[0].project(g)
-        return draws[0].lift(s).to(g), s
-    s = torch.stack([draw.project(row) for draw, row in zip(draws, g, strict=True)])
-    return torch.stack([draw.lift(row) for draw, row in zip(draws, s, strict=True)]).to(g), s
+def _agreed(like: Tensor, values: list[float]) -> Number:
+    """A value for every problem: one number where all agree (or have none, nan)."""
+    first = values[0]
+    if first != first or values.count(first) == len(values):
+        return first
+    return torch.tensor(values, dtype=torch.float64, device=like.device)
+
+
+def _curvature(smoothness: Tensor | Curvature, dimension: int) -> Curvature:
+    """What is known of L, for this many variables."""
+    curvature = Curvature.of(smoothness)
+    if curvature.dimension != dimension:
+        raise ValueError(
+            f"minimize: option smoothness is of {curvature.dimension} variables; x0 has {dimension}"
+        )
+    return curvature
 
 
 @dataclass(frozen=True)
@@ -200,7 +231,7 @@ class AnySketch(SubspaceMethod):
         own = sketch.nu(dimension)
         found = {"inflation": own if self.nu is None else self.nu}
         if isinstance(self.smoothness, Tensor | Curvature):
-            found["smoothness"] = sketch.rate_constant(self.smoothness) / own
+            found["smoothness"] = sketch.rate_constant(_curvature(self.smoothness, dimension)) / own
         elif not isinstance(self.smoothness, str):
             found["smoothness"] = float(self.smoothness)
         elif self.smoothness != "estimate":
@@ -229,17 +260,31 @@ class SubspaceNesterov(AnySketch):
     restart: int | None = option(
         None, Interval(1), "iterations after which the momentum is forgotten", integer=True
     )
+    restart_by_value: bool = option(
+        False,
+        (False, True),
+        "forget it only if f(y) has grown since the last such iteration; take at least 50",
+    )
     warm_start: float = option(0.0, FRACTION, "A₀ in units of ν/ℓ; 1 is faster early and may be slower late")
 
     def part(self) -> SubspaceStep:
         """The three sequences."""
-        return RandomizedSubspace(schedule=self.schedule, restart=self.restart, estimate=self.estimating)
+        return RandomizedSubspace(
+            schedule=self.schedule,
+            restart=self.restart,
+            by_value=self.restart_by_value,
+            estimate=self.estimating,
+        )
 
     def constants(self, sketch: Sketch, dimension: int) -> dict[str, float]:
         """ℓ, ν, μ and A₀."""
         if self.schedule == "strongly convex" and self.strong_convexity == 0:
             raise ValueError(
                 "minimize: option schedule = 'strongly convex' is not allowed without strong_convexity > 0"
+            )
+        if self.restart_by_value and self.restart is None:
+            raise ValueError(
+                "minimize: option restart_by_value needs restart, the iterations between comparisons (at least 50)"
             )
         own = {"strong_convexity": self.strong_convexity, "warm_start": self.warm_start}
         return {**super().constants(sketch, dimension), **own}
@@ -279,7 +324,7 @@ class CoordinateDescent(SubspaceMethod):
             raise ValueError(
                 "minimize: method 'coordinate-descent' needs the option smoothness: L, its diagonal, or a Curvature"
             )
-        return ImportanceCoordinates(self.smoothness)
+        return ImportanceCoordinates(_curvature(self.smoothness, dimension))
 
     def constants(self, sketch: Sketch, dimension: int) -> dict[str, float]:
         """C = (Σ√L_ii)², and μ."""
