@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hasten.engine.checks import check_choice
+from hasten.sketches import native
 from hasten.sketches.counters import PIECE, chosen, uniforms
 from hasten.sketches.curvature import Curvature
-from hasten.sketches.native import kernels
 from hasten.sketches.sketch import Draw, ExchangeableSketch, Sketch
 
 
@@ -221,7 +221,7 @@ class IndependentCoordinates(Sketch):
 
 def uniform(key: int, start: int, count: int) -> Tensor:
     """Uniform numbers in [0, 1) at `count` positions of a key, by compiled code where there is some."""
-    compiled = kernels()
+    compiled = native.kernels()
     if compiled is None:
         return uniforms(key, 0, torch.arange(start, start + count))
     return compiled.uniforms(key, start, count)
@@ -229,7 +229,7 @@ def uniform(key: int, start: int, count: int) -> Tensor:
 
 def distinct(key: int, size: int, count: int) -> Tensor:
     """`count` different positions below `size`, by compiled code where there is some."""
-    compiled = kernels()
+    compiled = native.kernels()
     if compiled is None:
         return chosen(key, size, count)
     return compiled.chosen(key, size, math.isqrt(size - 1) + 1, count)

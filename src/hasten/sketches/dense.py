@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hasten.sketches import native
 from hasten.sketches.counters import PIECE, SIGNS, normals, signs
 from hasten.sketches.hashed import CollisionSketch
-from hasten.sketches.native import kernels
 from hasten.sketches.sketch import Draw, ExchangeableSketch
 
 
@@ -63,7 +63,7 @@ class GaussianDraw(DenseDraw):
     def entries(self, start: int, stop: int, device: torch.device) -> Tensor:
         """Entry (i, j) of P is number j d + i of the key."""
         first, count = start * self.dimension, (stop - start) * self.dimension
-        compiled = kernels() if device.type == "cpu" else None
+        compiled = native.kernels() if device.type == "cpu" else None
         if compiled is not None:
             z = compiled.normals(self.key, first, count)
         else:
@@ -77,7 +77,7 @@ class RademacherDraw(DenseDraw):
     def entries(self, start: int, stop: int, device: torch.device) -> Tensor:
         """Entry (i, j) of P is sign j d + i of the key."""
         first, count = start * self.dimension, (stop - start) * self.dimension
-        compiled = kernels() if device.type == "cpu" else None
+        compiled = native.kernels() if device.type == "cpu" else None
         if compiled is not None:
             sign = compiled.signs(self.key, first, count)
         else:

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hasten.sketches import native
 from hasten.sketches.counters import PIECE, PLACES, SIGNS, below, hashed, permuted, signs, stream
 from hasten.sketches.curvature import Curvature
-from hasten.sketches.native import kernels
 from hasten.sketches.sketch import Draw, ExchangeableSketch, Sketch
 
 _UNIFORM, _BALANCED, _AFFINE, _STRIDED, _SPARSE = range(5)
@@ -78,7 +78,7 @@ class HashedDraw(Draw):
             yield start, min(start + PIECE, self.dimension)
 
     def _project(self, g: Tensor, dtype: torch.dtype) -> Tensor:
-        compiled = kernels()
+        compiled = native.kernels()
         if compiled is not None and self.per_row <= _MOST_PER_ROW and compiled.takes(g):
             s = torch.empty(self.rank, dtype=dtype)
             parts = min(_STRETCHES, self.dimension // (_STRETCHES * self.rank), self.dimension // PIECE + 1)
@@ -92,7 +92,7 @@ class HashedDraw(Draw):
         return total.mul_(1 / math.sqrt(self.per_row))
 
     def _lift(self, s: Tensor, out: Tensor) -> None:
-        compiled = kernels()
+        compiled = native.kernels()
         if compiled is not None and self.per_row <= _MOST_PER_ROW and compiled.takes(s, out):
             compiled.lift(self.plan, s, out)
             return
@@ -104,7 +104,7 @@ class HashedDraw(Draw):
 
     def _columns(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         out = torch.zeros(stop - start, self.dimension, dtype=dtype, device=device)
-        compiled = kernels()
+        compiled = native.kernels()
         if compiled is not None and self.per_row <= _MOST_PER_ROW and compiled.takes(out):
             compiled.columns(self.plan, start, stop, out)
             return out

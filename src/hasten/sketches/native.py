@@ -26,9 +26,9 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, whole, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         signatures: dict[str, list[type]] = {
-            "project": [pointer, pointer, number, pointer, number, number, number],
+            "project": [pointer, pointer, number, pointer, number, number],
             "lift": [pointer, pointer, number, pointer, number, number],
-            "columns": [pointer, whole, whole, pointer, number],
+            "columns": [pointer, whole, whole, pointer, number, number],
             "sign_numbers": [ctypes.c_uint64, whole, whole, pointer],
             "normal_numbers": [ctypes.c_uint64, whole, whole, pointer],
             "uniform_numbers": [ctypes.c_uint64, whole, whole, pointer],
@@ -56,7 +56,10 @@ class Kernels:
 
     def takes(self, *tensors: Tensor) -> bool:
         """Whether these tensors can be handed to C."""
-        return all(t.device.type == "cpu" and t.dtype in self._types and t.is_contiguous() for t in tensors)
+        for tensor in tensors:
+            if not tensor.is_cpu or tensor.dtype not in self._types or not tensor.is_contiguous():
+                return False
+        return True
 
     def project(self, plan: Sequence[int], g: Tensor, s: Tensor, parts: int) -> None:
         """Write Pᵀg into s (float32 or float64), summed in `parts` stretches (0: without a buffer)."""
@@ -66,7 +69,6 @@ class Kernels:
             g.data_ptr(),
             self._types[g.dtype],
             s.data_ptr(),
-            self._types[s.dtype],
             parts,
             _threads(g),
         )
@@ -88,7 +90,9 @@ class Kernels:
     def columns(self, plan: Sequence[int], start: int, stop: int, out: Tensor) -> None:
         """Write columns of P into the rows of out, which holds zeros."""
         keep = array("Q", plan)
-        self._library.columns(keep.buffer_info()[0], start, stop, out.data_ptr(), self._types[out.dtype])
+        self._library.columns(
+            keep.buffer_info()[0], start, stop, out.data_ptr(), self._types[out.dtype], _threads(out)
+        )
 
     def signs(self, key: int, start: int, count: int) -> Tensor:
         """±1 at positions start … start + count − 1, float64."""

@@ -95,7 +95,9 @@ def _flat(method: str, name: str, tensor: Tensor, entries: int) -> Tensor:
         raise ValueError(
             f"{method}: {name} of shape {tuple(tensor.shape)} is not allowed; it must have {entries} entries"
         )
-    return tensor.detach().reshape(-1)
+    if tensor.dim() == 1 and tensor.is_contiguous() and not tensor.requires_grad:  # the usual case, quickly
+        return tensor
+    return tensor.detach().reshape(-1).contiguous()
 
 
 @dataclass(frozen=True)

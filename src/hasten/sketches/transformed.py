@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hasten.sketches import native
 from hasten.sketches.coordinates import distinct
 from hasten.sketches.counters import PIECE, SIGNS, signs
 from hasten.sketches.curvature import Curvature
 from hasten.sketches.hashed import CollisionSketch, balanced_collision
-from hasten.sketches.native import kernels
 from hasten.sketches.sketch import Draw, Sketch
 
 
@@ -52,7 +52,7 @@ class TransformedDraw(Draw):
         self._sign(self.inverse(s, self.rows.to(s.device)), out, self._scale)
 
     def _sign(self, x: Tensor, out: Tensor, factor: float) -> None:
-        compiled = kernels()
+        compiled = native.kernels()
         if compiled is not None and compiled.takes(x, out):
             compiled.apply_signs(self.key, x, out, factor)
             return
@@ -85,7 +85,7 @@ class HadamardDraw(TransformedDraw):
 
 
 def _hadamard(x: Tensor) -> Tensor:
-    compiled = kernels()
+    compiled = native.kernels()
     if compiled is not None and compiled.takes(x):
         compiled.hadamard(x)
         return x
