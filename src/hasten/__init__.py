@@ -3,6 +3,11 @@
 optimizer = oracle → transforms (momentum · geometry · step) → iterate
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from hasten import iterates, optimizers, oracles, schedules, sketches, transforms
 from hasten.engine import Description, EngineOptions, NonFiniteGradient, Optimizer, Sentence, describe
 from hasten.equivalence import Equivalence, equivalent
@@ -38,6 +43,10 @@ from hasten.optimizers import (
     TripleMomentum,
 )
 
+if TYPE_CHECKING:
+    from hasten import problems, solvers, theory
+    from hasten.solvers import OptimizeResult, minimize, scipy_method
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -63,6 +72,7 @@ __all__ = [
     "NAdamW",
     "Nesterov",
     "NonFiniteGradient",
+    "OptimizeResult",
     "Optimizer",
     "Prodigy",
     "QHAdam",
@@ -79,9 +89,35 @@ __all__ = [
     "describe",
     "equivalent",
     "iterates",
+    "minimize",
     "optimizers",
     "oracles",
+    "problems",
     "schedules",
+    "scipy_method",
     "sketches",
+    "solvers",
+    "theory",
     "transforms",
 ]
+
+_LATER = {
+    "OptimizeResult": "hasten.solvers",
+    "minimize": "hasten.solvers",
+    "problems": "hasten.problems",
+    "scipy_method": "hasten.solvers",
+    "solvers": "hasten.solvers",
+    "theory": "hasten.theory",
+}
+"""Rooms that training does not need are imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'hasten' has no attribute {name!r}")
+    room = importlib.import_module(_LATER[name])
+    return room if _LATER[name] == f"hasten.{name}" else getattr(room, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
