@@ -110,7 +110,7 @@ class HessianVector(Oracle):
 
     @staticmethod
     def _forward_over_reverse(loss: Loss, vectors: list[Tensor]) -> Product:
-        def gradient(points: list[Tensor]) -> tuple[list[Tensor], tuple[Tensor, list[Tensor]]]:
+        def gradient(points: list[Tensor]) -> tuple[Any, tuple[Tensor, list[Tensor]]]:
             gradients, (value, buffers) = grad_and_value(loss, has_aux=True)(points)
             return gradients, (value, buffers)
 

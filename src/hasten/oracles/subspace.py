@@ -46,7 +46,7 @@ class DrawnBlock:
 
     def _split(self, entries: Tensor) -> dict[Tensor, Tensor]:
         pieces = zip(self.variables, torch.split(entries, self.sizes, dim=-1), strict=True)
-        return {p: e.reshape(*e.shape[:-1], *p.shape).to(p.device, p.dtype) for p, e in pieces}
+        return {p: e.reshape((*e.shape[:-1], *p.shape)).to(p.device, p.dtype) for p, e in pieces}
 
 
 def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -240,6 +240,5 @@ class Sketched(SubspaceOracle):
                 )
         whole = {p: torch.zeros_like(p) if (g := known.get(p)) is None else g.detach() for p in variables}
         coordinates = [block.project([whole[p] for p in block.variables]) for block in drawn]
-        value = found.loss
-        value = float(value) if isinstance(value, Tensor | float | int) else math.nan
-        return Lesson(found.loss, value, coordinates, evaluations=1)
+        value = found.loss.detach() if isinstance(found.loss, Tensor) else found.loss
+        return Lesson(found.loss, math.nan if value is None else float(value), coordinates, evaluations=1)

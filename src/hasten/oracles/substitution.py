@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -39,6 +40,7 @@ class Substitution(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call the function with other arguments."""
+        func = _REWRITTEN.get(func, func)
         return func(*self._replaced(args), **{k: self._replaced(v) for k, v in (kwargs or {}).items()})
 
     def _replaced(self, argument: Any) -> Any:
@@ -47,6 +49,18 @@ class Substitution(TorchFunctionMode):
         if type(argument) in (tuple, list):
             return type(argument)(self._replaced(member) for member in argument)
         return argument
+
+
+def _mean_squared_error(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``mse_loss`` whose mean is taken outside."""
+    asked = {name for name, value in kwargs.items() if value is not None} - {"reduction"}
+    if args or asked or kwargs.get("reduction", "mean") != "mean":
+        return F.mse_loss(input, target, *args, **kwargs)
+    return F.mse_loss(input, target, reduction="none").mean()
+
+
+# torch's mean fails ("ZeroTensors are immutable") where its gradient is differentiated forward and the target is fixed.
+_REWRITTEN: dict[Any, Callable[..., Any]] = {F.mse_loss: _mean_squared_error}
 
 
 class State:
