@@ -17,6 +17,9 @@ from hasten.solvers.method import Method, State
 from hasten.solvers.objective import Objective
 from hasten.solvers.space import Mask, divide, invert
 
+PATIENCE = 5
+"""Iterations without progress after which round-off is taken to decide."""
+
 
 @dataclass
 class Descending(State):
@@ -27,6 +30,10 @@ class Descending(State):
     memory: Any
     fresh: Mask
     """Whether d is −g, with nothing remembered."""
+    lowest: Number
+    smallest: Number
+    idle: Number
+    """Iterations since f fell below `lowest`, or ‖g‖∞ to half of `smallest`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,10 @@ class DescentMethod(Method):
         search = self.rule.begin(f, -size * size, self.cautious_step(size), space.epsilon)
         none, every = zero > 0, zero == 0
         memory = self.remember(objective, x0)
-        return Descending(x0, f, g, space.largest(g), zero, none, none, -g, search, memory, every)
+        largest = space.largest(g)
+        return Descending(
+            x0, f, g, largest, zero, none, none, -g, search, memory, every, f, largest, zero
+        )
 
     def step(self, objective: Objective, state: Descending) -> Descending:
         """Evaluate at the trial point; where it is accepted, take the next direction."""
@@ -90,10 +100,20 @@ class DescentMethod(Method):
             state.residual = where(accepted, space.largest(g), state.residual)
             state.iterations = state.iterations + where(accepted, 1, 0)
             state.fresh = state.fresh & invert(accepted)
+            self._notice(state, accepted)
         else:
             g = g_before
         self._begin(objective, state, g, d, accepted, again)
         return state
+
+    @staticmethod
+    def _notice(state: Descending, accepted: Mask) -> None:
+        """Give up after `PATIENCE` iterations without progress: precision is exhausted."""
+        progress = accepted & ((state.f < state.lowest) | (state.residual <= 0.5 * state.smallest))
+        state.lowest = where(progress, minimum(state.f, state.lowest), state.lowest)
+        state.smallest = where(progress, minimum(state.residual, state.smallest), state.smallest)
+        state.idle = where(progress, 0.0, state.idle + where(accepted, 1.0, 0.0))
+        state.failed = state.failed | (state.idle >= PATIENCE)
 
     def _begin(
         self, objective: Objective, state: Descending, g: Tensor, d: Tensor, accepted: Mask, again: Mask

@@ -88,10 +88,11 @@ class StrongWolfe:
     def learn(self, s: Search, rise: Number, slope: Number) -> tuple[Mask, Mask]:
         """Judge the trial from φ and φ' there: is it accepted, has the search failed; otherwise set the next trial."""
         step = s.step
+        lower = rise < 0
         rise = where(abs(rise) <= s.flat, 0.5 * step * (s.slope0 + slope), rise)
         finite = isfinite(rise) & isfinite(slope)
         enough = finite & (rise <= self.c1 * step * s.slope0)
-        accepted = enough & ((abs(slope) <= -self.c2 * s.slope0) | s.last)
+        accepted = enough & ((abs(slope) <= -self.c2 * s.slope0) | (s.last & lower))
         s.trials = s.trials + 1
         done = accepted | s.last
         if _all(done):

@@ -91,8 +91,8 @@ class Ledger:
             )
         far = state.f > DIVERGENCE * maximum(abs(self.first), space.number(1.0))
         verdict = where(stepped & far, Status.DIVERGED, verdict)
-        verdict = where(stepped & (state.residual <= rule.gtol), Status.GRADIENT, verdict)
         verdict = where(state.failed, Status.LINE_SEARCH, verdict)
+        verdict = where(stepped & (state.residual <= rule.gtol), Status.GRADIENT, verdict)
         verdict = where(stepped & invert(good), Status.NONFINITE, verdict)
         verdict = where(stepped & (state.f == -math.inf), Status.UNBOUNDED, verdict)
 

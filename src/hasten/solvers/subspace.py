@@ -127,7 +127,8 @@ class SubspaceMethod(Method):
         """The point to evaluate, from the query point."""
         s = Names(param=state.y, difference=state.difference)
         n = _columns(state.y, state.part.switch(state.h, state.taken, state.c))
-        return state.part.evaluation(s, n)
+        x: Tensor = state.part.evaluation(s, n)
+        return x
 
     def _learn(self, objective: Objective, state: Drawing) -> tuple[Tensor, Names]:
         """G = P s, and what the iterate's numbers depend on."""
@@ -232,12 +233,8 @@ class AnySketch(SubspaceMethod):
         found = {"inflation": own if self.nu is None else self.nu}
         if isinstance(self.smoothness, Tensor | Curvature):
             found["smoothness"] = sketch.rate_constant(_curvature(self.smoothness, dimension)) / own
-        elif not isinstance(self.smoothness, str):
+        elif not self.estimating:
             found["smoothness"] = float(self.smoothness)
-        elif self.smoothness != "estimate":
-            raise ValueError(
-                f'minimize: option smoothness = {self.smoothness!r} is not allowed; it must be ℓ, L or "estimate"'
-            )
         return found
 
     @property
