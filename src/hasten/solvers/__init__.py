@@ -10,6 +10,7 @@ from hasten.solvers.gradient_descent import GradientDescent
 from hasten.solvers.lbfgs import LBFGS
 from hasten.solvers.method import METHODS, Method, State, register
 from hasten.solvers.result import OptimizeResult, Status
+from hasten.solvers.scipy_protocol import scipy_method
 from hasten.solvers.subspace import CoordinateDescent, SubspaceGradientDescent, SubspaceNesterov
 from hasten.solvers.terms import L1, Box
 
@@ -31,4 +32,5 @@ __all__ = [
     "SubspaceNesterov",
     "minimize",
     "register",
+    "scipy_method",
 ]

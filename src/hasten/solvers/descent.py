@@ -75,9 +75,7 @@ class DescentMethod(Method):
         none, every = zero > 0, zero == 0
         memory = self.remember(objective, x0)
         largest = space.largest(g)
-        return Descending(
-            x0, f, g, largest, zero, none, none, -g, search, memory, every, f, largest, zero
-        )
+        return Descending(x0, f, g, largest, zero, none, none, -g, search, memory, every, f, largest, zero)
 
     def step(self, objective: Objective, state: Descending) -> Descending:
         """Evaluate at the trial point; where it is accepted, take the next direction."""

@@ -228,10 +228,14 @@ def _wrapped(callback: Callable[..., Any] | None) -> Callable[[OptimizeResult], 
         return None
     if not callable(callback):
         raise TypeError(f"minimize: callback = {callback!r} is not allowed; it must be a function")
-    try:
-        names = set(inspect.signature(callback).parameters)
-    except ValueError:  # some built-in functions have no signature
-        names = set()
-    if names == {"intermediate_result"}:
+    if takes_intermediate_result(callback):
         return lambda found: callback(intermediate_result=found)
     return lambda found: callback(found.x)
+
+
+def takes_intermediate_result(callback: Callable[..., Any]) -> bool:
+    """Whether a callback wants the keyword `intermediate_result`: it does if that is its only argument."""
+    try:
+        return set(inspect.signature(callback).parameters) == {"intermediate_result"}
+    except ValueError:  # some built-in functions have no signature
+        return False
