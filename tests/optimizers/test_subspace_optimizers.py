@@ -277,7 +277,7 @@ def test_the_parameters_hold_y_in_training_and_x_in_evaluation():
 
 def test_a_step_without_a_gradient_or_a_closure_moves_nothing():
     w = torch.ones(4, requires_grad=True)
-    opt = hasten.SubspaceNesterov([w], rank=1)
+    opt = hasten.SubspaceNesterov([w], rank=1, smoothness=1.0)
     opt.step()
     assert torch.equal(w, torch.ones(4))
     w.grad = torch.ones(4)

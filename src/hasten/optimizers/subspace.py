@@ -142,7 +142,8 @@ class SubspaceNesterov(SubspaceOptimizer):
             evaluation.
         smoothness: ℓ = λ_max(E[W L W]), W = PPᵀ, as a number; or L as a diagonal, a matrix or a
             :class:`~hasten.sketches.Curvature` over all parameters, from which ℓ follows; or "estimate": from second
-            directional derivatives on the way, a heuristic.
+            directional derivatives on the way, two more numbers a step, and a closure that returns the loss. The
+            estimate is a heuristic without a proof, and what to use for networks.
         strong_convexity: μ; 0 for convex functions, and where it is not known (then consider `restart`).
         nu: ν. By default the sketch's, which is safe; values down to 1 are faster until they are unstable.
         oracle: how Pᵀ∇f is learnt: from backpropagation by default; :class:`~hasten.oracles.ForwardMode` keeps no
@@ -176,7 +177,7 @@ class SubspaceNesterov(SubspaceOptimizer):
         params: Any,
         sketch: Sketch | None = None,
         rank: int | None = None,
-        smoothness: Smoothness = 1.0,
+        smoothness: Smoothness = "estimate",
         strong_convexity: Value = 0.0,
         nu: float | None = None,
         oracle: SubspaceOracle | None = None,
@@ -269,7 +270,7 @@ class SubspaceGradientDescent(SubspaceOptimizer):
         params: Any,
         sketch: Sketch | None = None,
         rank: int | None = None,
-        smoothness: Smoothness = 1.0,
+        smoothness: Smoothness = "estimate",
         oracle: SubspaceOracle | None = None,
         weight_decay: Value = 0.0,
         lr: Value = 1.0,
