@@ -57,7 +57,7 @@ class Counted:
     def hessian(self, x: np.ndarray) -> np.ndarray:
         """The Hessian for NumPy."""
         self.products += len(x)
-        return torch.func.hessian(self.task.value)(torch.from_numpy(x)).numpy()
+        return torch.autograd.functional.hessian(self.task.value, torch.from_numpy(x), vectorize=True).numpy()
 
     def hessian_product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
         """The Hessian times a vector for NumPy."""

@@ -195,6 +195,36 @@ def test_residuals_at_the_starts_are_those_minpack_prints(name: str, n: int, nor
         assert float(found) == pytest.approx(norm, rel=6e-8)
 
 
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("brown-badly-scaled", [1, 1]),
+        ("beale", [1, 1]),
+        ("gaussian", [0.4, 1, 0]),
+        ("gulf", [5, 2.5, 0.15]),
+        ("wood", [-3, -1, -3, -1]),
+        ("biggs-exp6", [1, 2, 1, 1, 1, 1]),
+        ("extended-rosenbrock", [-1.2, 1] * 5),
+        ("extended-powell", [3, -1, 0, 1] * 3),
+        ("penalty-1", list(range(1, 11))),
+        ("penalty-2", [0.5] * 10),
+    ],
+)
+def test_starts_that_minpack_does_not_show(name: str, start: list[float]) -> None:
+    assert MORE_GARBOW_HILLSTROM[name].start.tolist() == start
+
+
+def test_brown_badly_scaled_sees_its_small_constant() -> None:
+    residuals = MORE_GARBOW_HILLSTROM["brown-badly-scaled"].residuals(torch.zeros(2, dtype=torch.float64))
+    assert residuals.tolist() == [-1e6, -2e-6, -2.0]
+
+
+@pytest.mark.parametrize(("name", "norm"), [("bard", 4.1747687), ("kowalik-osborne", 3.2052193e-2)])
+def test_limits_at_infinity_are_where_minpack_ends(name: str, norm: float) -> None:
+    (value,) = MORE_GARBOW_HILLSTROM[name].other_values
+    assert value == pytest.approx(norm**2, rel=1e-7)
+
+
 @pytest.mark.parametrize(("name", "n", "norms"), HALF_GRADIENTS)
 def test_gradients_at_the_starts_are_those_minpack_prints(name: str, n: int, norms: dict[int, float]) -> None:
     problem = MORE_GARBOW_HILLSTROM[name].with_dimension(n)
