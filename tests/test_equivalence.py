@@ -12,6 +12,7 @@ import hasten
 from hasten import schedules
 from hasten.iterates import Coupling, LinearCoupling, ThreeSequences
 from hasten.oracles import Mars
+from hasten.sketches import Identity, ImportanceCoordinates
 from hasten.transforms import (
     EMA,
     Accumulation,
@@ -111,8 +112,22 @@ LINEAR = {
     "ScheduleFreeSGD refined": lambda a, b, lr: named(
         hasten.ScheduleFreeSGD, lr=lr, momentum=a, refined=1 + 50 * b
     ),
+    "SubspaceGradientDescent": lambda a, b, lr: subspace(
+        hasten.SubspaceGradientDescent, smoothness=1 + b, lr=a
+    ),
+    "SubspaceNesterov": lambda a, b, lr: subspace(
+        hasten.SubspaceNesterov, smoothness=1 + b, strong_convexity=0.1 * a, nu=2.0, warm_start=b > 0.5
+    ),
+    "SubspaceNesterov, convex": lambda a, b, lr: subspace(
+        hasten.SubspaceNesterov, smoothness=1 + b, schedule="convex", restart=40, lr=a
+    ),
     "NAdam's momentum": lambda a, b, lr: composition(_nadam(a, b), lr=lr),
 }
+
+
+def subspace(cls, **arguments):
+    """Over the whole space: the recurrence is in whatever gradient the subspaces let through."""
+    return named(cls, sketch=Identity(), **arguments)
 
 
 def _nadam(a, b):
@@ -361,6 +376,12 @@ def test_what_is_not_of_the_family_says_why():
         hasten.equivalent(hasten.Optimizer(w, EMA(), QuasiHyperbolic()))
     with pytest.raises(ValueError, match="step = 0 is not allowed"):
         hasten.equivalent(hasten.SGD(w), step=0)
+    with pytest.raises(ValueError, match="depend on the curvature measured"):
+        hasten.equivalent(hasten.SubspaceNesterov(w, smoothness="estimate"))
+    with pytest.raises(ValueError, match="depend on the coordinates drawn"):
+        hasten.equivalent(
+            hasten.SubspaceNesterov(w, smoothness=1.0, sketch=ImportanceCoordinates(torch.ones(3)))
+        )
     with pytest.raises(ValueError, match="averages x inside"):
         hasten.equivalent(hasten.Optimizer(w, iterate=ConstantAverage(0.1)))
 

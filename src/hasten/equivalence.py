@@ -11,6 +11,7 @@ arXiv:2502.02431, re-derived; each map is a test.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,9 +21,10 @@ import torch
 from hasten.engine import Optimizer
 from hasten.engine.composition import Composition
 from hasten.engine.scheduling import scheduled
-from hasten.iterates import Plain, ScheduleFree, ThreeSequences
+from hasten.iterates import Plain, RandomizedSubspace, ScheduleFree, SubspaceDescent, ThreeSequences
 from hasten.numbers import Names
-from hasten.oracles import Mars
+from hasten.oracles import Mars, SubspaceOracle
+from hasten.sketches import Identity, ImportanceBlocks
 from hasten.transforms import TwoMomenta
 from hasten.words import Geometry, Momentum, Step
 
@@ -128,6 +130,8 @@ class _Reader:
             numbers: tuple[float, ...] = (rho, 1.0, lr * a, lr * b, 0.0)
         elif isinstance(self.iterate, ScheduleFree):
             numbers, average = self._schedule_free()
+        elif isinstance(self.iterate, SubspaceDescent | RandomizedSubspace):
+            numbers = self._subspace(self.iterate)
         elif isinstance(self.iterate, ThreeSequences):
             numbers = self._three_sequences()
         else:
@@ -163,6 +167,8 @@ class _Reader:
         oracle = self.composition.sentence.oracle
         if isinstance(oracle, Mars) and oracle.exact:
             remarks.append("the correction uses another oracle: the batch evaluated twice")
+        if isinstance(oracle, SubspaceOracle) and not isinstance(oracle.sketch, Identity):
+            remarks.append("d is the gradient seen from a random subspace, P Pᵀ∇f")
         return remarks
 
     def _momentum(self) -> tuple[float, float, float]:
@@ -206,6 +212,26 @@ class _Reader:
             raise ValueError(f"{self.name} averages x inside the recurrence; give its coupling instead")
         output = self.iterate.output(self.h_iterate, ahead) if self.iterate.two_points else 0.0
         return (1 - g.a) * (1 - g.b), g.gamma - g.delta, ahead, g.delta, output
+
+    def _subspace(self, iterate: SubspaceDescent | RandomizedSubspace) -> tuple[float, ...]:
+        oracle = self.composition.sentence.oracle
+        reasons = {
+            "the curvature measured on the way": "curvature" in iterate.needs,
+            "the losses met on the way": "loss" in iterate.needs,
+            "the coordinates drawn": isinstance(oracle, SubspaceOracle)
+            and isinstance(oracle.sketch, ImportanceBlocks),
+            "the mirror metric": isinstance(iterate, RandomizedSubspace) and iterate.mirror,
+        }
+        if any(reasons.values()):
+            found = " and ".join(reason for reason, applies in reasons.items() if applies)
+            raise ValueError(f"{self.name}: its coefficients depend on {found}")
+        unmeasured = Names(directional_derivatives=0.0, squared_norm=0.0, short_step=math.nan)
+        c = Names(**iterate.counters())
+        for step in range(1, self.k + 1):
+            n = iterate.measured(self.h_iterate, step, c, unmeasured)
+        if isinstance(iterate, SubspaceDescent):
+            return 0.0, 1.0, 0.0, n["delta"], 0.0
+        return n["R"], n["S"], n["a"], n["U"], c.output
 
 
 TABLE_STEP = 1000
