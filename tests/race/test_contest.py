@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from hasten.race import Race, RaceError, load, race, resume
-from hasten.race.entrants import parse_entrants, settle
+from hasten.race.entrants import parse_entrants
+from hasten.race.plan import settle_all
 from hasten.race.progress import Observer
 from hasten.race.run import DIVERGED
 from hasten.race.store import Store, write_atomically
@@ -243,11 +244,9 @@ def test_an_error_while_training_names_the_line(own_task: Path) -> None:
 def test_every_task_can_be_learnt_by_its_own_entrants(name: str) -> None:
     source = find_task(name)
     steps = 60
-    for entrant in parse_entrants(source.entrants):
-        constants = source.build(0).constants
-        contender = settle(entrant, source.family, steps, constants)
+    for contender in settle_all(parse_entrants(source.entrants), source, source.build(0), steps):
         run, _ = train(source, contender, seed=0, steps=steps, evaluations=3)
-        assert run.final_loss < run.points[0].loss, entrant.label
+        assert run.final_loss < run.points[0].loss, contender.label
 
 
 def test_the_budget_decides_the_steps(small_race: Small) -> None:

@@ -42,7 +42,7 @@ def race(
         str | None,
         typer.Option(
             help="lm, digits, digits-conv, logistic, least-squares, a surface such as rosenbrock, "
-            "or file.py:function of your own (default lm)."
+            "a convex problem such as convex/softmax, or file.py:function of your own (default lm)."
         ),
     ] = None,
     optimizers: Optimizers = None,
@@ -50,7 +50,12 @@ def race(
         str | None, typer.Option(help="Wall-clock target, as in 3m or 1h30m (default 4m).")
     ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds (default 3).")] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of every run, instead of a budget.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps of every run (convex/...: of those with whole gradients), instead of a budget."
+        ),
+    ] = None,
     tune: Annotated[
         int | None, typer.Option(help="Learning rates to try first, for every optimizer.")
     ] = None,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from hasten.race.entrants import Contender, check, parse_entrants
 from hasten.race.errors import RaceError
+from hasten.race.known import bound
 from hasten.race.plan import (
     EVALUATIONS,
     REPORT_SECONDS,
@@ -27,7 +29,7 @@ from hasten.race.run import Run
 from hasten.race.store import Store
 from hasten.race.task import Task, derive_seed
 from hasten.race.tasks import TaskSource, find_task
-from hasten.race.training import Seeds, build_task, train
+from hasten.race.training import Seeds, build_task, evaluation_steps, train
 from hasten.race.tuning import SEARCHES, make_search, tune
 
 DEFAULT_BUDGET = "4m"
@@ -44,13 +46,14 @@ def race(
     trials: int = 0,
     search: str = "random",
     target: float | None = None,
-    evaluations: int = EVALUATIONS,
+    evaluations: int | None = None,
     threads: int | None = None,
     out: str | Path | None = None,
     observer: Observer | None = None,
     command: str | None = None,
 ) -> Race:
-    """Race optimizers on a task: every one takes the same number of steps on the same batches.
+    """Race optimizers on a task: every one takes the same number of steps on the same batches, or
+    of oracle calls where these are counted.
 
     Everything measured is in the folder ``out`` as soon as it is known. An interrupt (Ctrl-C, a
     notebook's stop button) ends the race early and gives what was finished; `resume` goes on.
@@ -60,12 +63,14 @@ def race(
         optimizers: who races, ``"AdamW,Lion(lr=3e-4)"`` or a list of such; the task's own choice
             where None.
         seeds: how many seeds, or which.
-        steps: length of every run. Left out, it is chosen to fit the budget.
+        steps: length of every run. Left out, it is chosen to fit the budget. On a convex problem with
+            known constants it is that of the runs with the dearest steps: all take equal oracle calls.
         budget: wall-clock target for everything, as in ``"3m"`` (4 minutes where None).
         trials: learning rates to try for every optimizer first, each at full length.
         search: how those are chosen, "random", "optuna" or "grid".
         target: evaluation whose crossing is timed; the level that all reached where None.
-        evaluations: points on every curve (fewer where they would eat up the budget).
+        evaluations: points on every curve (fewer where they would eat up the budget); the task's
+            choice where None.
         threads: torch's number of threads; as it is where None.
         out: folder of the race, which must not hold one already; ``race/TASK-TIME`` where None.
         observer: told about progress.
@@ -104,9 +109,10 @@ def race(
 
     sample = build_task(source, derive_seed(source.name, "pace"))
     provisional = settle_all(entrants, source, sample, 1000)
-    check(provisional)
+    _check_contenders(provisional, sample)
     store.create()
     paces, evaluation = _measure(source, provisional, observer)
+    evaluations = evaluations or source.evaluations or EVALUATIONS
     if steps is None:
         left = seconds - (time.monotonic() - started) - REPORT_SECONDS
         pace, runs_each = list(paces.values()), len(numbers) + trials
@@ -145,8 +151,29 @@ def race(
         sentences=_sentences(contenders, sample, steps),
         environment=environment(),
     )
+    plan = replace(plan, bounds=_bounds(plan, sample))
     store.write_plan(plan.to_json())
     return _run_plan(plan, source, store, observer)
+
+
+def _check_contenders(contenders: Sequence[Contender], sample: Task) -> None:
+    # Settings that follow from a problem's constants fit its dimension alone.
+    check(contenders, None if sample.problem is None else sample.model, sample.problem)
+
+
+def _bounds(plan: Plan, sample: Task) -> dict[str, tuple[float, ...]]:
+    """The theory's bound at every evaluation of each contender that has one."""
+    problem = sample.problem
+    if problem is None:
+        return {}
+    found = {}
+    for contender in plan.contenders:
+        guarantee = bound(contender.name, contender.options, problem)
+        if guarantee is not None and not plan.trials and contender.schedule == "constant":
+            due = evaluation_steps(plan.steps_of(contender.label), plan.evaluations)
+            values = guarantee.curve(due[-1])
+            found[contender.label] = (problem.gap, *(values[step] for step in due[1:]))
+    return found
 
 
 def _check_numbers(**asked: tuple[int | None, int]) -> None:
@@ -199,7 +226,7 @@ def resume(out: str | Path | None = None, *, observer: Observer | None = None) -
             f"{store.folder}: the data of task {plan.task} is not what the race began with "
             f"(fingerprint {sample.data}, was {plan.data}): start a new race"
         )
-    check(plan.contenders)
+    _check_contenders(plan.contenders, sample)
     store.create()
     torch.set_num_threads(plan.threads)
     return _run_plan(plan, source, store, observer or Observer())
@@ -238,7 +265,7 @@ def _run_plan(plan: Plan, source: TaskSource, store: Store, observer: Observer) 
                         source,
                         contender,
                         seed=seed,
-                        steps=plan.steps,
+                        steps=plan.steps_of(contender.label),
                         evaluations=plan.evaluations,
                         tick=observer.stepped,
                     )
@@ -273,7 +300,7 @@ def _tuned(
                 source,
                 contender.tuned(factor),
                 seed=number,
-                steps=plan.steps,
+                steps=plan.steps_of(contender.label),
                 evaluations=plan.evaluations,
                 seeds=Seeds.of(source.name, "trial", contender.label),
                 tick=observer.stepped,
@@ -315,7 +342,7 @@ def _sentences(contenders: list[Contender], task: Task, steps: int) -> dict[str,
     """Each optimizer described by itself, where it can."""
     sentences = {}
     for contender in contenders:
-        optimizer, _ = contender.build(task.model, steps, seed=0)
+        optimizer, _ = contender.build(task.model, steps, seed=0, problem=task.problem)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"]  # the peak, not the first step of the warm-up
         sentences[contender.label] = describe_optimizer(optimizer)

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from hasten.problems import ConvexProblem
 from hasten.race.errors import RaceError, one_line, unknown
+from hasten.race.known import SUBSPACE, by_formula, named_sketch
 from hasten.race.recommended import recommended, resolved
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -67,13 +69,18 @@ class Contender:
     warmup: float = 0.0
     lr_factor: float = 1.0
 
-    def build(self, model: nn.Module, steps: int, seed: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def build(
+        self, model: nn.Module, steps: int, seed: int, problem: ConvexProblem | None = None
+    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimizer over the model's parameters, and the schedule that drives its lr."""
         kind = optimizer_class(self.name)
         make = getattr(kind, self.constructor) if self.constructor else kind
         options = dict(self.options)
         if not self.name.startswith("torch."):
             options.setdefault("seed", seed)
+        if self.name in SUBSPACE and "sketch" in options:
+            options["sketch"] = named_sketch(options, problem)
+            options.pop("rank", None)
         parameters = [p for p in model.parameters() if p.requires_grad]
         try:
             optimizer: torch.optim.Optimizer = make(parameters, **options)
@@ -204,7 +211,13 @@ def _known_name(name: str) -> str:
     raise unknown("optimizer", name, names)
 
 
-def settle(entrant: Entrant, family: str, steps: int, constants: dict[str, float] | None = None) -> Contender:
+def settle(
+    entrant: Entrant,
+    family: str,
+    steps: int,
+    constants: dict[str, float] | None = None,
+    problem: ConvexProblem | None = None,
+) -> Contender:
     """Decide everything an entrant left open, from the recommended settings.
 
     A method with a formula for its settings takes the problem's constants where they are known.
@@ -224,6 +237,12 @@ def settle(entrant: Entrant, family: str, steps: int, constants: dict[str, float
     kind = optimizer_class(entrant.name)
     if constants and not given and hasattr(kind, "canonical"):
         return Contender(entrant.label, entrant.name, dict(constants), "canonical", schedule, warmup)
+    try:
+        formula = None if problem is None else by_formula(entrant.name, given, problem)
+    except ValueError as error:
+        raise RaceError(f"{entrant.label}: {one_line(error)}") from error
+    if formula is not None:
+        return Contender(entrant.label, entrant.name, {**formula, **given}, "", schedule, float(warmup))
     options = {} if setting.lr is None else {"lr": setting.lr}
     accepted = inspect.signature(kind).parameters
     for key, value in setting.options.items():
@@ -245,8 +264,10 @@ def evaluating(optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
     return switch() if switch is not None else nullcontext()
 
 
-def check(contenders: Sequence[Contender]) -> None:
-    """Build every contender on a small parameter, so that a wrong value shows before any run.
+def check(
+    contenders: Sequence[Contender], model: nn.Module | None = None, problem: ConvexProblem | None = None
+) -> None:
+    """Build every contender, on a small parameter or a given model, so that a wrong value shows before any run.
 
     Example:
         >>> check([Contender("torch.SGD", "torch.SGD", {"lr": -1.0})])
@@ -254,6 +275,6 @@ def check(contenders: Sequence[Contender]) -> None:
         ...
         hasten.race.errors.RaceError: torch.SGD: Invalid learning rate: -1.0
     """
-    model = nn.ParameterList([torch.zeros(2, 2), torch.zeros(2)])
+    model = model or nn.ParameterList([torch.zeros(2, 2), torch.zeros(2)])
     for contender in contenders:
-        contender.build(model, steps=10, seed=0)
+        contender.build(model, steps=10, seed=0, problem=problem)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.race.errors import RaceError, require
 from hasten.race.palette import style
-from hasten.race.plots import loss_range, places
+from hasten.race.plots import axes_of, loss_range, places
 from hasten.race.results import Race, number
 from hasten.race.standings import Standing
 
@@ -86,26 +86,30 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def curves(race: Race) -> Figure:
-    """Loss against steps: median over seeds and their range, each line named at its end.
+    """Loss against steps, or oracle calls where they are counted: median over seeds, their range, bounds.
 
     Example:
         >>> curves.__name__
         'curves'
     """
     figure, axes = _canvas(8.4, 4.8)
+    name, title = next(iter(axes_of(race).items()))
     for s in race.standings:
+        xs = getattr(s.curve, name)
         colour, dash = style(places(race)[s.label])
         shape = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[dash]
-        axes.fill_between(s.curve.steps, s.curve.low, s.curve.high, color=colour, alpha=0.15, lw=0)
+        axes.fill_between(xs, s.curve.low, s.curve.high, color=colour, alpha=0.15, lw=0)
         median = [y if math.isfinite(y) else math.nan for y in s.curve.median]
-        axes.plot(s.curve.steps, median, shape, color=colour, lw=2, label=_legend(s))
+        axes.plot(xs, median, shape, color=colour, lw=2, label=_legend(s))
+        if guarantee := race.plan.bounds.get(s.label):
+            axes.plot(xs, guarantee[: len(xs)], ":", color=colour, lw=1.2)
     if race.plan.log_scale:
         axes.set_yscale("log")
     limits = loss_range(race)
     if limits is not None:
         axes.set_ylim(*limits)
-    axes.set_xlim(0, race.plan.steps)
-    axes.set_xlabel("steps")
+    axes.set_xlim(0, max((getattr(s.curve, name)[-1] for s in race.standings), default=1))
+    axes.set_xlabel(title if not race.plan.bounds else f"{title}; dotted: the theory's bound")
     axes.set_ylabel(race.plan.unit)
     axes.set_title(race.verdict.headline, loc="left", fontweight="bold", fontsize=13)
     axes.legend(loc="upper right" if not race.plan.log_scale else "lower left")

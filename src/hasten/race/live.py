@@ -20,7 +20,8 @@ class LiveObserver(Observer):
     def __init__(self, console: Console) -> None:
         self.console = console
         self._running = False
-        self._run_steps = 0
+        self._plan: Plan | None = None
+        self._taken = 0
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -45,18 +46,18 @@ class LiveObserver(Observer):
 
     def planned(self, plan: Plan) -> None:
         """Say in one line what is raced, and start the bar."""
-        runs = len(plan.contenders) * (len(plan.seeds) + plan.trials)
+        steps = sum(plan.steps_of(c.label) for c in plan.contenders) * (len(plan.seeds) + plan.trials)
         self.console.print(
             f"[bold]{plan.task}[/bold]: {plan.title}\n"
             f"{len(plan.contenders)} optimizers · {len(plan.seeds)} seeds · "
             + (f"{plan.trials} trials each · " if plan.trials else "")
-            + f"{plan.steps} steps a run · {plan.parameters:,} parameters · {plan.threads} threads",
+            + f"{plan.length} a run · {plan.parameters:,} parameters · {plan.threads} threads",
             highlight=False,
         )
-        self._run_steps = plan.steps
+        self._plan = plan
         for bar in self._progress.task_ids:
             self._progress.remove_task(bar)
-        self._bar = self._progress.add_task("starting", total=runs * plan.steps)
+        self._bar = self._progress.add_task("starting", total=steps)
         self._progress.start()
 
     def began(self, name: str) -> None:
@@ -76,10 +77,10 @@ class LiveObserver(Observer):
         if not self._running:
             # The estimate of the time left must not count what took no time.
             total = self._progress.tasks[-1].total or 0
-            self._progress.update(self._bar, total=total - self._run_steps)
+            self._progress.update(self._bar, total=total - self._steps_of(run))
             return
         self._running = False
-        self._progress.advance(self._bar, self._run_steps - self._taken)
+        self._progress.advance(self._bar, self._steps_of(run) - self._taken)
         outcome = (
             f"{run.final_loss:.4g}" if run.status == FINISHED else f"[red]diverged at step {run.steps}[/red]"
         )
@@ -87,6 +88,9 @@ class LiveObserver(Observer):
             f"  {self._name:<40} {outcome}   [dim]{run.step_ms:.1f} ms a step[/dim]",
             highlight=False,
         )
+
+    def _steps_of(self, run: Run) -> int:
+        return self._plan.steps_of(run.label) if self._plan else 0
 
     def closed(self) -> None:
         """Take the bar away."""

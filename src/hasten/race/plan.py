@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -17,7 +17,7 @@ from hasten.race.entrants import Contender, Entrant, settle
 from hasten.race.errors import RaceError
 from hasten.race.task import Task
 from hasten.race.tasks import TaskSource
-from hasten.race.training import Seeds, StepClock, blaming, build_task, evaluate
+from hasten.race.training import Seeds, StepClock, blaming, build_task, evaluate, oracle_calls
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 EVALUATIONS = 20
@@ -32,6 +32,7 @@ class Pace:
     Attributes:
         first_step: seconds of the very first step: compilation, allocation of state.
         step: seconds of a step after that.
+        calls: oracle calls of a step, where they are counted.
 
     Example:
         >>> Pace(first_step=1.0, step=0.02).step
@@ -40,11 +41,15 @@ class Pace:
 
     first_step: float
     step: float
+    calls: float | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything a race is; two machines with the same plan race the same race.
+
+    ``steps`` is the length of every run. Where oracle calls are counted it is that of the contender
+    with the dearest steps, and the others' runs are longer: all take the same oracle calls.
 
     Example:
         >>> Plan("lm", "a language model", "", (), (0, 1), 100).steps
@@ -70,6 +75,26 @@ class Plan:
     paces: dict[str, Pace] = field(default_factory=dict)
     sentences: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    bounds: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the theory guarantees, by label, at the steps of the evaluations."""
+
+    def steps_of(self, label: str) -> int:
+        """The length of a contender's runs."""
+        pace = self.paces.get(label)
+        calls = None if pace is None else pace.calls
+        return self.steps if calls is None else round(self.steps * dearest(self.paces.values()) / calls)
+
+    @property
+    def counted(self) -> bool:
+        """Whether oracle calls are counted."""
+        return any(pace.calls is not None for pace in self.paces.values())
+
+    @property
+    def length(self) -> str:
+        """How long a run is, in words."""
+        if not self.counted:
+            return f"{self.steps} steps"
+        return f"{self.steps * dearest(self.paces.values()):,.0f} oracle calls"
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -84,7 +109,8 @@ class Plan:
                 for c in values["contenders"]
             )
             paces = {label: Pace(**pace) for label, pace in values["paces"].items()}
-            rest = {**values, "contenders": contenders, "paces": paces}
+            bounds = {label: tuple(bound) for label, bound in values.get("bounds", {}).items()}
+            rest = {**values, "contenders": contenders, "paces": paces, "bounds": bounds}
             return cls(**{**rest, "seeds": tuple(values["seeds"])})
         except (KeyError, TypeError) as error:
             raise RaceError(f"the race's plan was written by another version of hasten ({error})") from error
@@ -92,6 +118,16 @@ class Plan:
 
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def dearest(paces: Iterable[Pace]) -> float:
+    """The oracle calls of the dearest step; 1 where they are not counted.
+
+    Example:
+        >>> dearest([Pace(0.1, 0.1, calls=16), Pace(0.1, 0.1, calls=256)])
+        256
+    """
+    return max((pace.calls for pace in paces if pace.calls is not None), default=1.0)
 
 
 def parse_duration(text: str | float) -> float:
@@ -124,7 +160,7 @@ def settle_all(entrants: list[Entrant], source: TaskSource, task: Task, steps: i
         >>> [c.name for c in settle_all(parse_entrants("torch.SGD"), source, source.build(0), 10)]
         ['torch.SGD']
     """
-    return [settle(entrant, source.family, steps, task.constants) for entrant in entrants]
+    return [settle(entrant, source.family, steps, task.constants, task.problem) for entrant in entrants]
 
 
 def measure_pace(source: TaskSource, contender: Contender) -> tuple[Pace, float]:
@@ -141,15 +177,17 @@ def measure_pace(source: TaskSource, contender: Contender) -> tuple[Pace, float]
     seeds = Seeds.of(source.name, "pace", contender.label)
     with torch.random.fork_rng(devices=[]):
         task = build_task(source, seeds.model)
-        optimizer, _ = contender.build(task.model, 1000, seeds.optimizer)
+        optimizer, _ = contender.build(task.model, 1000, seeds.optimizer, task.problem)
         batches = torch.Generator().manual_seed(seeds.batches)
         clock = StepClock()
         with blaming(source, f"training with {contender.label}"):
-            for _ in range(WARM_UP_STEPS + TIMED_STEPS):
+            taken = WARM_UP_STEPS + TIMED_STEPS
+            for _ in range(taken):
                 clock.step(task, optimizer, batches)
+            calls = oracle_calls(task, optimizer, taken)
             evaluation = min(_seconds(lambda: evaluate(task, optimizer)) for _ in range(2))
     step = clock.median_ms(clock.whole[WARM_UP_STEPS:]) / 1e3
-    return Pace(clock.whole[0], step), evaluation
+    return Pace(clock.whole[0], step, None if calls is None else calls / taken), evaluation
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -163,6 +201,7 @@ def steps_within(
 ) -> tuple[int, int]:
     """How many steps every run may take, and how often to evaluate, so that all fits in ``seconds``.
 
+    Where oracle calls are counted, the steps are those of the contender whose steps are dearest.
     Evaluations become fewer, down to four, where they would take more than a third of the time.
     Steps are rounded down to two digits; at least ten.
 
@@ -177,7 +216,8 @@ def steps_within(
     affordable = int(each / 3 / once) - 1 if once else evaluations
     evaluations = min(evaluations, max(4, affordable))
     left = each - once * (evaluations + 1)
-    steps = int(left / sum(pace.step for pace in paces))
+    most = dearest(paces)
+    steps = int(left / sum(pace.step * most / (pace.calls or most) for pace in paces))
     unit = max(1, 10 ** (len(str(steps)) - 2)) if steps > 0 else 1
     return max(10, steps // unit * unit), evaluations
 

@@ -13,6 +13,19 @@ from hasten.race.standings import Standing
 DECADES: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": 1}
 BESIDE = {"x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top", "tracegroupgap": 2}
 AXES = {"steps": "steps", "samples": "samples seen", "seconds": "seconds of training"}
+COUNTED_AXES = {"oracle_calls": "oracle calls (a whole gradient takes one for each parameter)", **AXES}
+
+
+def axes_of(race: Race) -> dict[str, str]:
+    """What curves may be drawn against, the first one first; titles by name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hasten.race.plan import Plan
+        >>> list(axes_of(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ())))
+        ['steps', 'samples', 'seconds']
+    """
+    return COUNTED_AXES if race.plan.counted else AXES
 
 
 def places(race: Race) -> dict[str, int]:
@@ -38,7 +51,7 @@ def plain(values: Sequence[float]) -> list[float | None]:
 
 
 def curves(race: Race) -> dict[str, Any]:
-    """Loss against steps, samples or seconds: median and range over seeds.
+    """Loss against steps, samples, seconds or oracle calls: median and range over seeds, and bounds.
 
     Example:
         >>> from pathlib import Path
@@ -47,14 +60,16 @@ def curves(race: Race) -> dict[str, Any]:
         []
     """
     traces: list[dict[str, Any]] = []
-    axes: dict[str, dict[str, Any]] = {name: {"title": title, "values": []} for name, title in AXES.items()}
+    titles = axes_of(race)
+    first = next(iter(titles))
+    axes: dict[str, dict[str, Any]] = {name: {"title": title, "values": []} for name, title in titles.items()}
     for standing in race.standings:
         for trace, columns in _curve_traces(race, standing):
-            traces.append(trace)
-            for name in AXES:
+            traces.append({**trace, "x": columns[first]})
+            for name in titles:
                 axes[name]["values"].append(columns[name])
     layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": AXES["steps"]}},
+        "xaxis": {"title": {"text": titles[first]}},
         "yaxis": {"title": {"text": race.plan.unit}, **_loss_axis(race)},
         "legend": BESIDE,
         "hovermode": "x unified",
@@ -70,13 +85,12 @@ def curves(race: Race) -> dict[str, Any]:
 def _curve_traces(race: Race, standing: Standing) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
     colour, dash = style(places(race)[standing.label])
     curve = standing.curve
-    columns = {name: list(getattr(curve, name)) for name in AXES}
+    columns = {name: list(getattr(curve, name)) for name in axes_of(race)}
     band_columns = {name: [*xs, *reversed(xs)] for name, xs in columns.items()}
     shared = {"type": "scatter", "legendgroup": standing.label, "name": standing.label}
     line = {
         **shared,
         "mode": "lines",
-        "x": columns["steps"],
         "y": plain(curve.median),
         "line": {"color": colour, "dash": dash, "width": 2.4},
         "hovertemplate": "%{y:.4g}",
@@ -84,7 +98,6 @@ def _curve_traces(race: Race, standing: Standing) -> list[tuple[dict[str, Any], 
     band = {
         **shared,
         "mode": "lines",
-        "x": band_columns["steps"],
         "y": plain([*curve.low, *reversed(curve.high)]),
         "fill": "toself",
         "fillcolor": translucent(colour, 0.16),
@@ -92,9 +105,20 @@ def _curve_traces(race: Race, standing: Standing) -> list[tuple[dict[str, Any], 
         "showlegend": False,
         "hoverinfo": "skip",
     }
-    if len(standing.finals) == 1:
-        return [(line, columns)]
-    return [(band, band_columns), (line, columns)]
+    drawn: list[tuple[dict[str, Any], dict[str, list[float]]]]
+    drawn = [(line, columns)] if len(standing.finals) == 1 else [(band, band_columns), (line, columns)]
+    guarantee = race.plan.bounds.get(standing.label)
+    if guarantee is not None:
+        bound = {
+            **shared,
+            "mode": "lines",
+            "y": plain(guarantee[: len(curve.steps)]),
+            "line": {"color": colour, "dash": "dot", "width": 1.2},
+            "showlegend": False,
+            "hovertemplate": "bound %{y:.3g}",
+        }
+        drawn.append((bound, columns))
+    return drawn
 
 
 def loss_range(race: Race) -> tuple[float, float] | None:
@@ -116,6 +140,8 @@ def loss_range(race: Race) -> tuple[float, float] | None:
         return None
     # A contender that jumps once must not hide the others: the tenth largest counts.
     top, bottom = sorted(highs)[-max(1, len(highs) // 10)], min(lows)
+    # Bounds begin far above every curve: what they promise in the second half is to be seen.
+    top = max([top, *(bound[len(bound) // 2] for bound in race.plan.bounds.values())])
     if log:
         return bottom / 2, top * 2
     margin = 0.06 * (top - bottom) or 1.0
@@ -177,14 +203,17 @@ def to_target(race: Race) -> dict[str, Any]:
     """
     reached = [s for s in race.standings if s.steps_to_target is not None]
     columns: dict[str, list[Any]] = {
+        "oracle_calls": [s.calls_to_target for s in reached],
         "steps": [s.steps_to_target for s in reached],
         "seconds": [s.seconds_to_target for s in reached],
     }
+    titles = {"oracle_calls": "oracle calls", "steps": "steps", "seconds": "seconds"}
+    shown = [name for name in titles if name != "oracle_calls" or race.plan.counted]
     colours = [style(places(race)[s.label])[0] for s in reached]
     bars = {
         "type": "bar",
         "orientation": "h",
-        "x": columns["steps"],
+        "x": columns[shown[0]],
         "y": [s.label for s in reached],
         "marker": {"color": colours},
         "texttemplate": "%{x:.4~g}",
@@ -193,14 +222,11 @@ def to_target(race: Race) -> dict[str, Any]:
         "hovertemplate": "%{y}: %{x:.4g}<extra></extra>",
     }
     layout = {
-        "xaxis": {"title": {"text": "steps to the target"}},
+        "xaxis": {"title": {"text": f"{titles[shown[0]]} to the target"}},
         "yaxis": {"autorange": "reversed"},
         "showlegend": False,
         "bargap": 0.45,
         "height": 90 + 38 * len(reached),
     }
-    axes = {
-        name: {"title": f"{title} to the target", "values": [columns[name]]}
-        for name, title in (("steps", "steps"), ("seconds", "seconds"))
-    }
+    axes = {name: {"title": f"{titles[name]} to the target", "values": [columns[name]]} for name in shown}
     return {"id": "plot-target", "traces": [bars], "layout": layout, "axes": axes}

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from hasten.race.errors import RaceError, require
 from hasten.race.palette import style
@@ -55,12 +56,16 @@ def report_page(race: Race) -> str:
     plan, verdict = race.plan, race.verdict
     figures = [curves(race)] if race.standings else []
     sections = (
-        [_section("curves", "Loss curves", _curves_note(race), "plot-curves", AXIS_SWITCH)] if figures else []
+        [_section("curves", "Loss curves", _curves_note(race), "plot-curves", _switch(figures[0]))]
+        if figures
+        else []
     )
     if race.target is not None and any(s.steps_to_target is not None for s in race.standings):
         figures.append(to_target(race))
         sections.append(
-            _section("target", "Time to target", _target_note(race), "plot-target", TARGET_SWITCH, "fit")
+            _section(
+                "target", "Time to target", _target_note(race), "plot-target", _switch(figures[-1]), "fit"
+            )
         )
     if race.trials:
         figures.append(sensitivity(race))
@@ -100,8 +105,9 @@ def report_page(race: Race) -> str:
     return "".join(page)
 
 
-AXIS_SWITCH = (("steps", "steps"), ("samples", "samples"), ("seconds", "seconds"))
-TARGET_SWITCH = (("steps", "steps"), ("seconds", "seconds"))
+def _switch(figure: dict[str, Any]) -> list[tuple[str, str]]:
+    """The buttons that choose a figure's horizontal axis."""
+    return [(axis, axis.replace("_", " ")) for axis in figure["axes"]]
 
 
 def _resource(name: str) -> str:
@@ -131,7 +137,7 @@ def _facts(race: Race) -> str:
     plan = race.plan
     seeds = f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "1 seed"
     tuned = f" · {plan.trials} learning rates tried for each" if plan.trials else ""
-    return f"{plan.title} · {plan.parameters:,} parameters · {plan.steps} steps a run · {seeds}{tuned}"
+    return f"{plan.title} · {plan.parameters:,} parameters · {plan.length} a run · {seeds}{tuned}"
 
 
 def _notice(race: Race) -> str:
@@ -156,7 +162,10 @@ def _standings_note(race: Race) -> str:
 
 def _curves_note(race: Race) -> str:
     many = "Lines are medians over seeds, bands their range." if len(race.plan.seeds) > 1 else ""
-    return f"{many} Dotted: the target. Click a name to hide it, twice to see it alone.".strip()
+    dotted = "Dotted: the target"
+    if race.plan.bounds:
+        dotted += ", and in a curve's colour what the theory guarantees in the mean over all draws"
+    return f"{many} {dotted}. Click a name to hide it, twice to see it alone.".strip()
 
 
 def _target_note(race: Race) -> str:
@@ -172,6 +181,8 @@ def _standings_table(race: Race) -> str:
         ("", ""), ("optimizer", "name"), ("final", ""), ("seeds", "strip"), ("behind [95%]", ""),
         ("steps to target", ""), ("seconds to target", ""), ("peak lr", ""),
     ]  # fmt: skip
+    if race.plan.counted:
+        heads.insert(5, ("oracle calls to target", ""))
     rows = []
     scale = _strip_scale(race)
     for place, s in enumerate(race.standings, 1):
@@ -186,6 +197,8 @@ def _standings_table(race: Race) -> str:
             (_maybe(s.seconds_to_target, ".3g"), ""),
             (f"{s.lr:.3g}", ""),
         ]
+        if race.plan.counted:
+            cells.insert(5, (_maybe(s.calls_to_target, ",.0f"), ""))
         rows.append(_row("td", cells, "first" if place == 1 else ""))
     return _table(heads, rows)
 
@@ -281,7 +294,7 @@ def _definitions(race: Race) -> str:
         **plan.environment,
         "threads": str(plan.threads),
         "seeds": ", ".join(map(str, plan.seeds)),
-        "steps": f"{plan.steps} a run, {plan.evaluations} evaluations",
+        "length": f"{plan.length} a run, {plan.evaluations} evaluations",
         "data": plan.data,
     }
     return "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs.items() if v)

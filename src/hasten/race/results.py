@@ -179,7 +179,7 @@ def verdict(standings: list[Standing], plan: Plan) -> Verdict:
     if not math.isfinite(first.median):
         return Verdict("Every optimizer diverged", "Try smaller learning rates, or --tune.")
     seeds = len(first.finals)
-    reached = f"{first.label} reached {number(first.median)} ({plan.unit}) in {plan.steps} steps"
+    reached = f"{first.label} reached {number(first.median)} ({plan.unit}) in {plan.length}"
     over = f"median of {seeds} seeds" if seeds > 1 else "one seed"
     if not rest:
         return Verdict(f"{first.label} raced alone", f"{reached}, {over}.")

@@ -20,6 +20,7 @@ class Point:
         seconds: time spent training, evaluations left out.
         train_loss: mean training loss since the point before (None at step 0).
         loss: the task's evaluation.
+        oracle_calls: directional derivatives (or floats of gradients) learnt, where they are counted.
 
     Example:
         >>> Point(step=1, samples=8, seconds=0.1, train_loss=2.0, loss=1.9).loss
@@ -31,6 +32,7 @@ class Point:
     seconds: float
     train_loss: float | None
     loss: float
+    oracle_calls: int | None = None
 
 
 @dataclass(frozen=True)

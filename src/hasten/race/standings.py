@@ -23,6 +23,7 @@ class Curve:
 
     Attributes:
         steps, samples, seconds: the three axes (seconds: median over seeds).
+        oracle_calls: a further axis, empty where they are not counted.
         median, low, high: evaluation over seeds. A diverged seed counts as infinitely bad in the
             median and is left out of the band.
 
@@ -37,6 +38,7 @@ class Curve:
     median: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    oracle_calls: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Standing:
         lr: peak learning rate.
         curve: the course.
         lead: of the leader over this contender; None for the leader and where it never finished.
+        calls_to_target: oracle calls where the median curve crosses the target, where they are counted.
 
     Example:
         >>> Standing.__name__
@@ -100,6 +103,7 @@ class Standing:
     lr: float
     curve: Curve
     lead: Lead | None = None
+    calls_to_target: float | None = None
 
     @property
     def median(self) -> float:
@@ -129,6 +133,7 @@ def curve_of(runs: Sequence[Run]) -> Curve:
         ),
         low=tuple(min(values) for values in losses),
         high=tuple(max(values) for values in losses),
+        oracle_calls=tuple(p.oracle_calls for p in longest.points if p.oracle_calls is not None),
     )
 
 
@@ -232,6 +237,7 @@ def _standing(label: str, group: list[Run], finals: tuple[float, ...], target: f
         state_bytes=group[0].state_bytes,
         lr=group[0].lr,
         curve=curve,
+        calls_to_target=crossing(curve.oracle_calls, curve.median, level) if curve.oracle_calls else None,
     )
 
 

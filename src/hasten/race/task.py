@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hasten.problems.convex import ConvexProblem
+
 
 def no_batch(generator: torch.Generator) -> None:
     """The batch of a deterministic objective: none.
@@ -40,6 +42,9 @@ class Task:
         data: fingerprint of the data, where it may differ between machines.
         constants: known constants of the problem (``smoothness``, ``strong_convexity``,
             ``noise``), which methods with formulas for their settings use.
+        problem: the convex problem behind the task, if it is one with known constants. Then runs
+            are as long as equal oracle calls allow (a whole gradient takes one for each
+            parameter), curves are drawn against them, and bounds beside the curves.
 
     Example:
         >>> def fit_a_line(seed: int) -> Task:
@@ -68,6 +73,7 @@ class Task:
     target: float | None = None
     data: str = ""
     constants: dict[str, float] | None = None
+    problem: ConvexProblem | None = None
 
 
 def derive_seed(*parts: object) -> int:

@@ -100,7 +100,7 @@ def train(
     seeds = seeds or Seeds.of(source.name, seed, contender.label)
     with torch.random.fork_rng(devices=[]):
         task = build_task(source, seeds.model)
-        optimizer, schedule = contender.build(task.model, steps, seeds.optimizer)
+        optimizer, schedule = contender.build(task.model, steps, seeds.optimizer, task.problem)
         # Dropout and the like draw from here: the same masks whatever ran before.
         torch.manual_seed(seeds.batches)
         with blaming(source, f"training with {contender.label}"):
@@ -120,7 +120,7 @@ def _train(
 ) -> tuple[Run, State]:
     batches = torch.Generator().manual_seed(seeds.batches)
     clock = StepClock()
-    points = [Point(0, 0, 0.0, None, evaluate(task, optimizer))]
+    points = [Point(0, 0, 0.0, None, evaluate(task, optimizer), oracle_calls(task, optimizer, 0))]
     due = set(evaluation_steps(steps, evaluations))
     lr = max(float(group["lr"]) for group in optimizer.param_groups)
     peak, losses, status, taken = lr, [], FINISHED, 0
@@ -140,7 +140,8 @@ def _train(
                 status = DIVERGED
                 break
             mean = statistics.fmean(losses)
-            points.append(Point(step, step * task.samples_per_step, clock.total, mean, loss))
+            samples, calls = step * task.samples_per_step, oracle_calls(task, optimizer, step)
+            points.append(Point(step, samples, clock.total, mean, loss, calls))
             losses = []
     with evaluating(optimizer):
         state = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
@@ -225,6 +226,22 @@ def evaluate(task: Task, optimizer: torch.optim.Optimizer) -> float:
             return float(task.evaluate())
     finally:
         task.model.train(was_training)
+
+
+def oracle_calls(task: Task, optimizer: torch.optim.Optimizer, steps: int) -> int | None:
+    """Numbers learnt of gradients in so many steps, on a convex problem: as the optimizer counts them, else
+    one for each parameter and step. None on other tasks.
+
+    Example:
+        >>> from hasten.race.tasks import find_task
+        >>> task = build_task(find_task("convex/quadratic-inverse"), 0)
+        >>> oracle_calls(task, torch.optim.SGD(task.model.parameters(), lr=0.1), 10)
+        2560
+    """
+    if task.problem is None:
+        return None
+    counted = getattr(optimizer, "oracle_calls", None)
+    return steps * task.problem.dimension if counted is None else int(counted)
 
 
 def state_bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:

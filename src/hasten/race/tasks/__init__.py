@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hasten.race.errors import RaceError, one_line, unknown
 from hasten.race.task import Task
+from hasten.race.tasks.convex import convex_builders, title_and_ranks
 from hasten.race.tasks.least_squares import least_squares
 from hasten.race.tasks.networks import digits_convnet, digits_mlp, language_model, logistic
 from hasten.race.tasks.surfaces import surface_builders
@@ -18,6 +19,23 @@ from hasten.race.tasks.surfaces import surface_builders
 NETWORK_ENTRANTS = ("AdamW", "ScheduleFreeAdamW", "AdEMAMix", "SimplifiedAdEMAMix", "Lion", "MARS")
 CONVEX_ENTRANTS = ("SGD", "HeavyBall", "Nesterov", "AcceleratedSGD", "ScheduleFreeSGD", "AdamW")
 SURFACE_ENTRANTS = ("SGD", "HeavyBall", "Nesterov", "AdamW", "AdEMAMix", "Lion")
+
+
+def subspace_entrants(small: int, large: int) -> tuple[str, ...]:
+    """Full Nesterov, the same from a few numbers a step, and peers without sketches.
+
+    Example:
+        >>> subspace_entrants(4, 16)[1]
+        'SubspaceNesterov(rank=4)'
+    """
+    return (
+        "SubspaceNesterov(sketch='Identity')",
+        f"SubspaceNesterov(rank={small})",
+        f"SubspaceNesterov(rank={large})",
+        f"SubspaceGradientDescent(rank={large})",
+        "AcceleratedSGD",
+        "Nesterov",
+    )
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,7 @@ class TaskSource:
         entrants: who races when nobody is named.
         steps: length of a run when neither steps nor budget are given; None means that the
             budget decides.
+        evaluations: points on every curve; None means the race's own default.
 
     Example:
         >>> find_task("lm").entrants[0]
@@ -44,6 +63,7 @@ class TaskSource:
     build: Callable[[int], Task]
     entrants: tuple[str, ...]
     steps: int | None = None
+    evaluations: int | None = None
 
 
 TASKS: dict[str, TaskSource] = {
@@ -91,6 +111,18 @@ TASKS: dict[str, TaskSource] = {
         *(
             TaskSource(name, f"the {name} surface", "surface", build, SURFACE_ENTRANTS, 1000)
             for name, build in surface_builders().items()
+        ),
+        *(
+            TaskSource(
+                name,
+                title_and_ranks(name)[0],
+                "logistic",
+                build,
+                subspace_entrants(*title_and_ranks(name)[1]),
+                300,
+                200,
+            )
+            for name, build in convex_builders().items()
         ),
     )
 }
