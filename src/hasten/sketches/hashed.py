@@ -160,8 +160,8 @@ class CountSketch(CollisionSketch):
 class BalancedCountSketch(CollisionSketch):
     """One ±1 in every row; a random permutation of n = r ⌈d/r⌉ positions fills r columns equally. The default.
 
-    c = (n − r)/(r (n − 1)). Exact (PPᵀ = I) at r = d. The permutation is keyed, not stored: see
-    `hasten.sketches.counters` for how near it is to a uniform one.
+    c = (n − r)/(r (n − 1)). Exact (PPᵀ = I) at r = d, where the columns are only rotated. The permutation is keyed,
+    not stored: see `hasten.sketches.counters` for how near it is to a uniform one.
 
     Example:
         >>> sketch = BalancedCountSketch(rank=4)

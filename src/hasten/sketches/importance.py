@@ -92,7 +92,8 @@ class ImportanceBlocks(Sketch):
     def _fits(self, dimension: int) -> None:
         if dimension != self.curvature.dimension:
             raise ValueError(
-                f"{type(self).__name__}: made for dimension {self.curvature.dimension}, not for {dimension}"
+                f"{type(self).__name__}: dimension = {dimension!r} is not allowed; the curvature given has dimension "
+                f"{self.curvature.dimension}"
             )
 
     def rank_in(self, dimension: int) -> int:

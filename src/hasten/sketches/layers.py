@@ -204,7 +204,9 @@ class PerLayer(Sketch):
     def _fits(self, dimension: int) -> tuple[Block, ...]:
         found = sum(block.dimension for block in self._blocks)
         if found != dimension:
-            raise ValueError(f"PerLayer: bound to {found} entries in all, not to {dimension}")
+            raise ValueError(
+                f"PerLayer: dimension = {dimension!r} is not allowed; it is bound to {found} entries in all"
+            )
         return self._blocks
 
     def rank_in(self, dimension: int) -> int:
