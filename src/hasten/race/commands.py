@@ -134,7 +134,11 @@ def ranking(result: Race) -> Table:
     shown = [c for c in SUMMARY_COLUMNS if console.width >= WIDE or c not in SPARED_WHERE_NARROW]
     for column in shown:
         justify: JustifyMethod = "left" if column == "optimizer" else "right"
-        table.add_column(Text(column), justify=justify, no_wrap=True)
+        # A long name may take two lines; a number must not lose its end.
+        name = column == "optimizer"
+        table.add_column(
+            Text(column), justify=justify, no_wrap=not name, overflow="fold" if name else "ellipsis"
+        )
     for place, standing in enumerate(result.standings, 1):
         cells = {c: Text(t) for c, t in zip(SUMMARY_COLUMNS, summary_row(place, standing), strict=True)}
         if console.width < WIDE:

@@ -179,10 +179,9 @@ def _target_note(race: Race) -> str:
 def _standings_table(race: Race) -> str:
     heads = [
         ("", ""), ("optimizer", "name"), ("final", ""), ("seeds", "strip"), ("behind [95%]", ""),
-        ("steps to target", ""), ("seconds to target", ""), ("peak lr", ""),
+        ("oracle calls to target" if race.plan.counted else "steps to target", ""),
+        ("seconds to target", ""), ("peak lr", ""),
     ]  # fmt: skip
-    if race.plan.counted:
-        heads.insert(5, ("oracle calls to target", ""))
     rows = []
     scale = _strip_scale(race)
     for place, s in enumerate(race.standings, 1):
@@ -193,12 +192,10 @@ def _standings_table(race: Race) -> str:
             (number(s.median), ""),
             (_strip(race, s, scale), "strip"),
             (behind(s.lead), kind),
-            (_maybe(s.steps_to_target, ".0f"), ""),
+            (_maybe(s.calls_to_target if race.plan.counted else s.steps_to_target, ".0f"), ""),
             (_maybe(s.seconds_to_target, ".3g"), ""),
             (f"{s.lr:.3g}", ""),
         ]
-        if race.plan.counted:
-            cells.insert(5, (_maybe(s.calls_to_target, ",.0f"), ""))
         rows.append(_row("td", cells, "first" if place == 1 else ""))
     return _table(heads, rows)
 
