@@ -55,7 +55,7 @@ def minimize(
             the result.
         bounds: SciPy's ``Bounds``, a sequence of ``(low, high)``, or a pair of tensors; None is no bound.
         constraints: not used by any method yet.
-        tol: sets the tolerance of the stopping rules that the method uses by default, as in SciPy.
+        tol: another way to set the option `gtol`.
         options: the method's own options and the stopping rules: `gtol` (1e-5, on the largest entry of the gradient),
             `ftol`, `xtol`, `maxiter`, `max_evaluations`, `seconds`, and `history`.
         callback: called after every iteration, as ``callback(x)``, or as ``callback(intermediate_result=...)`` if that
@@ -217,8 +217,7 @@ def _configured(
     own, common = read(owner, options or {}, kind.options(), rules)
     defaults = dict(kind.stopping)
     if tol is not None:
-        checked = next(o for o in rules if o.name == "gtol").check(f"{owner}: tol sets gtol", tol)
-        defaults |= dict.fromkeys(("gtol", *(n for n in ("ftol", "xtol") if n in defaults)), checked)
+        defaults["gtol"] = next(o for o in rules if o.name == "gtol").check(f"{owner}: tol sets gtol", tol)
     return kind(**own), Stopping(**{**defaults, **common})
 
 

@@ -94,7 +94,7 @@ class LBFGS(DescentMethod):
     """Limited-memory BFGS: curvature from the last few steps, and a strong-Wolfe line search. The default."""
 
     name: ClassVar[str] = "l-bfgs"
-    stopping: ClassVar[dict[str, Any]] = {"ftol": 1e-14, "max_evaluations": 15000}
+    stopping: ClassVar[dict[str, Any]] = {"max_evaluations": 15000}
     source: ClassVar[str] = "Liu & Nocedal (1989), doi:10.1007/BF01589116"
 
     memory: int = option(10, Interval(1), "steps remembered", integer=True, also=("maxcor", "m"))

@@ -40,7 +40,12 @@ def scipy_method(name: str, **options: Any) -> Callable[..., Any]:
         (True, [1.0, 1.0])
     """
     kind = find(name)
-    read(f"scipy_method({name!r})", options, kind.options(), declared(Stopping))
+
+    def checked(options: dict[str, Any]) -> dict[str, Any]:
+        own, common = read(f"scipy_method({name!r})", options, kind.options(), declared(Stopping))
+        return {**own, **common}
+
+    always = checked(options)
 
     def method(
         fun: Callable[..., Any],
@@ -72,7 +77,7 @@ def scipy_method(name: str, **options: Any) -> Callable[..., Any]:
             constraints=constraints,
             callback=None if callback is None else _in_numpy(callback),
             tol=tol,
-            options={**options, **given},
+            options={**always, **checked(given)},
         )
         if jac is None:
             found.nfev, found.njev = problem.calls, 0

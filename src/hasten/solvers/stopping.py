@@ -61,8 +61,9 @@ class Ledger:
         self.g: Tensor | None = state.g
         self.iterations: Number = state.iterations
         self.outcome: Number = space.number(RUNNING)
-        good = finite(state.f, state.residual)
-        self._end(where(good, where(state.residual <= stopping.gtol, Status.GRADIENT, RUNNING), Status.START))
+        verdict: Number = Status.MAXITER if stopping.maxiter == 0 else RUNNING
+        verdict = where(state.residual <= stopping.gtol, Status.GRADIENT, verdict)
+        self._end(where(finite(state.f, state.residual), verdict, Status.START))
 
     @property
     def running(self) -> Mask:
