@@ -64,11 +64,11 @@ def test_the_product_is_the_derivative_of_the_gradient(name, mode):
 @given(d=st.integers(1, 6), mode=st.sampled_from(MODES), seed=st.integers(0, 99))
 def test_bare_tensors_against_the_dense_hessian(d, mode, seed):
     generator = torch.Generator().manual_seed(seed)
-    w = torch.randn(d, dtype=torch.float64, generator=generator)
+    w = torch.randn(d, dtype=torch.float64, generator=generator).requires_grad_()
     v = torch.randn(d, dtype=torch.float64, generator=generator)
     function = lambda w: (w.exp() * w.roll(1)).sum() + (w**3).sum()  # noqa: E731
     _, _, (product,) = HessianVector(mode).product(lambda: function(w), [w], [v])
-    assert torch.allclose(product, hessian(function, w) @ v, rtol=1e-11, atol=1e-12)
+    assert torch.allclose(product, hessian(function, w.detach()) @ v, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -128,6 +128,8 @@ def test_mistakes():
         HessianVector().product(lambda: torch.ones(()), [w], [torch.ones(2)])
     with pytest.raises(TypeError, match="it must return the loss itself"):
         HessianVector().product(lambda: 3.0, [w], [torch.ones(2)])
+    with pytest.raises(ValueError, match="tensor 0 does not require a gradient"):
+        HessianVector().product(lambda: w.sum(), [w.detach()], [torch.ones(2)])
     with pytest.raises(TypeError, match="needs a closure"):
         hasten.Optimizer([w], oracle=HessianVector(), lr=0.1).step()
 

@@ -67,14 +67,15 @@ def estimate_largest(
 ) -> Estimate:
     """λ_max(∇²f) by power iteration.
 
-    The value vᵀ∇²f v of a unit vector is never above λ_max. Where the eigenvalue of largest magnitude is negative, the
-    iteration goes on with ∇²f shifted by it. Nothing is changed, as in :func:`estimate_trace`.
+    The value vᵀ∇²f v of a unit vector is never above λ_max. Where it is negative, or has not settled after half of the
+    iterations, they go on with ∇²f + ‖∇²f‖I, whose eigenvalue of largest magnitude is that of λ_max. Nothing is
+    changed, as in :func:`estimate_trace`.
 
     Args:
         closure: returns the loss.
         params: the parameters, or their module.
         iterations: products of the Hessian with a vector, at most.
-        tolerance: stops once the residual is below this fraction of the value.
+        tolerance: stops once the residual is below this fraction of ‖∇²f‖, as far as it was seen.
         seed: seed of the first vector.
 
     Example:
@@ -86,16 +87,18 @@ def estimate_largest(
     _check_count("estimate_largest", "iterations", iterations)
     with _products(closure, params) as (tensors, product):
         v = _unit(signs(tensors, seed, 0))
-        shift, value, residual = 0.0, 0.0, math.inf
+        shift = scale = 0.0
         for k in range(1, iterations + 1):
             image = product(v)
             value = _dot(v, image)
             residual = math.sqrt(sum(squared_norm(h - value * u) for h, u in zip(image, v, strict=True)))
             if not math.isfinite(value):
                 raise ValueError(f"estimate_largest: the Hessian holds NaN or infinity (vᵀHv = {value})")
-            if residual <= tolerance * abs(value) and (value > 0 or shift > 0 or residual == 0 == value):
+            scale = max(scale, math.hypot(value, residual))  # ‖Hv‖
+            if residual <= tolerance * scale and (value > 0 or shift > 0 or scale == 0):
                 return Estimate(value, residual, k)
-            shift = max(shift, -value)
+            if value < 0 or shift > 0 or k >= iterations // 2:
+                shift = scale
             v = _unit([h + shift * u for h, u in zip(image, v, strict=True)]) or _unit(
                 signs(tensors, seed, k)
             )

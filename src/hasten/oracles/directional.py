@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,26 +13,31 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from hasten.oracles.failures import explaining
-from hasten.oracles.substitution import Loss, differentiable_kernels
+from hasten.oracles.substitution import Loss, differentiable_kernels, scalar
 from hasten.sketches.sketch import Draw
 
-LARGEST_BATCH = 16
-"""Directions that go through the model together, at most, unless the user says otherwise."""
-BATCHED_ENTRIES = 2**22
+LARGEST_CHUNK = 16
+"""Directions that go through the model together on an accelerator, at most, unless the user says otherwise."""
+CHUNK_ENTRIES = 2**24
 """Entries of the directions that go through together, at most, unless the user says otherwise."""
 
 
-def chunk_for(dimension: int, chunk: int | None = None) -> int:
+def chunk_for(dimension: int, device: torch.device, chunk: int | None = None) -> int:
     """How many directions go through the model together.
 
-    Together they share one evaluation of the loss and the cost of launching its operations; each needs `dimension`
-    numbers and a layer's activations of its own.
+    Together they share one evaluation of the loss and the cost of launching its operations, which counts on an
+    accelerator; on a CPU one at a time is as fast, measured from 10² to 10⁶ parameters. Each needs `dimension` numbers
+    and a layer's activations of its own.
 
     Example:
-        >>> chunk_for(1_000), chunk_for(2**20), chunk_for(10**8), chunk_for(10**8, chunk=3)
-        (16, 4, 1, 3)
+        >>> chunk_for(1_000, torch.device("cpu")), chunk_for(1_000, torch.device("cpu"), chunk=3)
+        (1, 3)
+        >>> chunk_for(1_000, torch.device("cuda")), chunk_for(2**22, torch.device("cuda"))
+        (16, 4)
     """
-    return chunk or max(1, min(LARGEST_BATCH, BATCHED_ENTRIES // max(dimension, 1)))
+    if chunk is not None or device.type == "cpu":
+        return chunk or 1
+    return max(1, min(LARGEST_CHUNK, CHUNK_ENTRIES // max(dimension, 1)))
 
 
 def directional_derivatives(
@@ -61,39 +67,68 @@ def directional_derivatives(
         (tensor(14.), True)
     """
     x = point.detach()
-    loss = Loss(lambda: function(x), [x], owner="directional_derivatives")
-    size = chunk_for(x.numel(), chunk)
-    value, found, connected = None, [], False
-    for start in range(0, draw.rank, size):
-        stop = min(start + size, draw.rank)
-        rows = draw.columns(start, stop, dtype=x.dtype, device=x.device)
-        value, slopes, reached = push(loss, [x], [rows.view(-1, *x.shape)])
-        connected = connected or reached
-        found.append(slopes)
-    if value is None:
-        with torch.no_grad():
-            return function(x).detach(), x.new_zeros(0)
-    if not connected:
+    size = chunk_for(x.numel(), x.device, chunk)
+    value, found, reached = None, [x.new_zeros(0)], False
+
+    def evaluate(moved: Tensor) -> Tensor:
+        nonlocal reached
+        result = scalar("directional_derivatives", function(moved))
+        reached = reached or parts_of(result)[1] is not None
+        return result
+
+    def along(row: Tensor) -> Any:
+        return jvp(evaluate, (x,), (row,))
+
+    with explaining("directional_derivatives", None), torch.no_grad():
+        for start in range(0, draw.rank, size):
+            rows = draw.columns(start, min(start + size, draw.rank), dtype=x.dtype, device=x.device)
+            if size == 1:
+                with forward_ad.dual_level():
+                    value, slope = parts_of(evaluate(dual(x, rows.view_as(x))))
+                    found.append(x.new_zeros(1) if slope is None else slope.reshape(1))
+            else:
+                values, slopes = vmap(along, randomness="same")(rows)
+                value = values[0]
+                found.append(slopes)
+        if value is None:
+            return function(x), found[0]
+    if not reached:
         raise RuntimeError("directional_derivatives: the value of the function does not depend on the point")
     return value, torch.cat(found)
 
 
-def push(
-    loss: Loss, points: Sequence[Tensor], tangents: Sequence[Tensor | None]
-) -> tuple[Tensor, Tensor, bool]:
-    """The loss at `points` and its derivatives along c directions, in one pass.
+def push(loss: Loss, tangents: Sequence[Tensor | None], together: bool) -> tuple[Tensor, Tensor, bool]:
+    """The loss and its derivatives along c directions, in one pass.
 
     Args:
         loss: the function.
-        points: the values of its variables.
         tangents: the directions by variable, each of shape (c, \\*shape); None where the variable does not move.
+        together: whether c may exceed 1. Both ways draw dropout masks from the same generator, but for some layouts of
+            memory not in the same order, so all passes of a step go the same way.
 
     Returns:
         The loss, shape (); the c derivatives, shape (c,); and whether the loss was reached by a moved variable.
     """
+    with explaining(loss.owner, loss.module), torch.no_grad(), differentiable_kernels(loss.module):
+        return (_together if together else _alone)(loss, tangents)
+
+
+def _alone(loss: Loss, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, bool]:
+    """One direction: the variables themselves carry it as dual numbers until the pass ends; their values stay."""
+    with forward_ad.dual_level():
+        for p, t in zip(loss.variables, tangents, strict=True):
+            if t is not None:
+                p.copy_(dual(p.detach(), t[0]))
+        value, slope = parts_of(scalar(loss.owner, loss.closure()))
+        if slope is None:
+            return value, torch.zeros_like(value).reshape(1), False
+        return value, slope.reshape(1), True
+
+
+def _together(loss: Loss, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, bool]:
+    """Many directions, by a batched Jacobian-vector product."""
     moving = [i for i, t in enumerate(tangents) if t is not None]
-    directions = [t for t in tangents if t is not None]
-    reached = False
+    points, reached = [p.detach() for p in loss.variables], False
 
     def evaluate(*moved: Tensor) -> tuple[Tensor, list[Tensor]]:
         nonlocal reached
@@ -101,25 +136,45 @@ def push(
         for i, value in zip(moving, moved, strict=True):
             values[i] = value
         result, buffers = loss(values)
-        reached = forward_ad.unpack_dual(result).tangent is not None  # type: ignore[no-untyped-call]  # torch's gap
+        reached = parts_of(result)[1] is not None
         return result, buffers
 
     def along(*direction: Tensor) -> Any:
         return jvp(evaluate, tuple(points[i] for i in moving), direction, has_aux=True)
 
-    with explaining(loss.owner, loss.module), torch.no_grad(), differentiable_kernels(loss.module):
-        if len(directions[0]) == 1:
-            value, slope, buffers = along(*(d[0] for d in directions))
-            slopes = slope.reshape(1)
-        else:
-            values, slopes, batched = vmap(along, randomness="same")(*directions)
-            value, buffers = values[0], [b[0] for b in batched]
-        loss.write(buffers)
-    return value, slopes, reached
+    values, slopes, buffers = vmap(along, randomness="same")(*(t for t in tangents if t is not None))
+    loss.write([b[0] for b in buffers])
+    return values[0], slopes, reached
+
+
+def dual(value: Tensor, tangent: Tensor) -> Tensor:
+    """value + ε tangent."""
+    made: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return made
+
+
+def parts_of(result: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Value and tangent; None where there is none."""
+    parts = forward_ad.unpack_dual(result)  # type: ignore[no-untyped-call]  # torch does not annotate it
+    return parts.primal, parts.tangent
+
+
+@contextlib.contextmanager
+def moved(variables: Sequence[Tensor], direction: Sequence[Tensor], length: float) -> Iterator[None]:
+    """The variables at y + length · direction; put back bit for bit."""
+    kept = [p.detach().clone() for p in variables]
+    with torch.no_grad():
+        try:
+            for p, d in zip(variables, direction, strict=True):
+                p.add_(d, alpha=length)
+            yield
+        finally:
+            for p, value in zip(variables, kept, strict=True):
+                p.copy_(value)
 
 
 def second_derivative(
-    slope: Callable[[Sequence[Tensor]], float], points: Sequence[Tensor], direction: Sequence[Tensor]
+    slope: Callable[[], float], variables: Sequence[Tensor], direction: Sequence[Tensor]
 ) -> float:
     """q = Gᵀ∇²f(y)G, the central difference of the derivatives along G at y ± hG.
 
@@ -127,18 +182,18 @@ def second_derivative(
     wrong when it is differentiated again; differences only need first derivatives.
 
     Args:
-        slope: G·∇f at a point.
-        points: y by variable.
+        slope: G·∇f at the variables as they are.
+        variables: y; moved and put back.
         direction: G by variable.
     """
     size = root_mean_square(direction)
     if size == 0 or not math.isfinite(size):
         return 0.0 if size == 0 else math.nan
-    h = difference_step(points, direction, 1 / 3)
-    ahead, behind = (
-        slope([y + sign * h * g.to(y.dtype) for y, g in zip(points, direction, strict=True)])
-        for sign in (1, -1)
-    )
+    h = difference_step(variables, direction, 1 / 3)
+    with moved(variables, direction, h):
+        ahead = slope()
+    with moved(variables, direction, -h):
+        behind = slope()
     return (ahead - behind) / (2 * h)
 
 

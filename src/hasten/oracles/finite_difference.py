@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.engine.checks import check_choice, optional_number
-from hasten.oracles.directional import difference_step, root_mean_square, squared_norm
+from hasten.oracles.directional import difference_step, moved, root_mean_square, squared_norm
 from hasten.oracles.failures import explaining
 from hasten.oracles.subspace import DrawnBlock, Lesson, SubspaceOracle
 from hasten.oracles.substitution import Loss, State
@@ -113,16 +113,11 @@ class _Evaluations:
     def at(self, direction: dict[Tensor, Tensor], length: float) -> float:
         """f(y + length · direction)."""
         self.start.restore()
-        kept = {p: p.detach().clone() for p in direction}
-        with torch.no_grad():
-            try:
-                for p, d in direction.items():
-                    p.add_(d, alpha=length)
-                with explaining(self.loss.owner, self.loss.module):
-                    self.result = self.loss.closure()
-            finally:
-                for p, value in kept.items():
-                    p.copy_(value)
+        with (
+            moved(list(direction), list(direction.values()), length),
+            explaining(self.loss.owner, self.loss.module),
+        ):
+            self.result = self.loss.closure()
         try:
             self.values.append(float(self.result))
         except (TypeError, ValueError, RuntimeError):

@@ -12,7 +12,7 @@ from torch.func import grad_and_value, jvp
 
 from hasten.engine.checks import check_choice
 from hasten.oracles.failures import explaining
-from hasten.oracles.substitution import Loss, differentiable_kernels
+from hasten.oracles.substitution import Loss, differentiable_kernels, scalar
 from hasten.sketches import Rademacher
 from hasten.words import Observation, Oracle
 
@@ -71,13 +71,18 @@ class HessianVector(Oracle):
             vectors: v, a tensor in the shape of each parameter.
 
         Raises:
-            TypeError, ValueError: the closure did not return a real loss of one entry, or a vector has another shape.
+            TypeError, ValueError: the closure did not return a real loss of one entry, a vector has another shape, or a
+            tensor does not require a gradient.
             NotImplementedError: an operation is not differentiable twice; names it and its module.
         """
         module, tensors = variables_of(params)
         if len(vectors) != len(tensors):
             raise ValueError(f"HessianVector: {len(vectors)} vectors for {len(tensors)} parameters")
         for i, (p, v) in enumerate(zip(tensors, vectors, strict=True)):
+            if not p.requires_grad:
+                raise ValueError(
+                    f"HessianVector: tensor {i} does not require a gradient; call requires_grad_() on it"
+                )
             if v.shape != p.shape:
                 raise ValueError(
                     f"HessianVector: vector {i} has shape {tuple(v.shape)}; its parameter has {tuple(p.shape)}"
@@ -91,21 +96,17 @@ class HessianVector(Oracle):
 
     @staticmethod
     def _reverse(loss: Loss, vectors: list[Tensor]) -> Product:
-        points = [p.detach().requires_grad_() for p in loss.variables]
         with torch.enable_grad():
-            value, buffers = loss(points)
+            value = scalar(loss.owner, loss.closure())
             if not value.requires_grad:
                 raise RuntimeError("HessianVector: the loss does not depend on the parameters")
-            gradients = torch.autograd.grad(value, points, create_graph=True, materialize_grads=True)
-            slope = sum((g * v).sum() for g, v in zip(gradients, vectors, strict=True))
-        assert isinstance(slope, Tensor)
+            gradients = torch.autograd.grad(value, loss.variables, create_graph=True, materialize_grads=True)
+            slope = torch.stack([(g * v).sum() for g, v in zip(gradients, vectors, strict=True)]).sum()
         products = (
-            torch.autograd.grad(slope, points, materialize_grads=True)
+            torch.autograd.grad(slope, loss.variables, materialize_grads=True)
             if slope.requires_grad
-            else [torch.zeros_like(p) for p in points]
+            else [torch.zeros_like(p) for p in loss.variables]
         )
-        with torch.no_grad():
-            loss.write(buffers)
         return Product(value.detach(), [g.detach() for g in gradients], list(products))
 
     @staticmethod

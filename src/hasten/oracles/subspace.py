@@ -168,6 +168,10 @@ class SubspaceOracle(Oracle, abc.ABC):
     ) -> Lesson | None:
         """The loss and s by block; None if there is nothing to learn from."""
 
+    def together(self, variables: Sequence[Tensor]) -> bool:
+        """Whether several directions go through the closure at once."""
+        return False
+
     def bend(
         self, loss: Loss | None, variables: Sequence[Tensor], direction: Sequence[Tensor], start: State
     ) -> float:
@@ -175,11 +179,11 @@ class SubspaceOracle(Oracle, abc.ABC):
         if loss is None:
             raise TypeError(f"{type(self).__name__}: curvature=True needs a closure that returns the loss")
 
-        def slope(points: Sequence[Tensor]) -> float:
+        def slope() -> float:
             start.restore()
-            return float(push(loss, points, [g[None] for g in direction])[1])
+            return float(push(loss, [g[None] for g in direction], self.together(variables))[1])
 
-        return second_derivative(slope, [p.detach() for p in variables], direction)
+        return second_derivative(slope, variables, direction)
 
 
 def decays(optimizer: Any, key: str) -> dict[Tensor, float]:

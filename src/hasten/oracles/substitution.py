@@ -141,7 +141,7 @@ class Loss:
         """Keep the buffers of an evaluation."""
         for (holder, name, buffer), value in zip(buffers_of(self.module), after, strict=True):
             if buffer.shape == value.shape:
-                buffer.copy_(value)
+                buffer.detach().copy_(value)
             else:
                 holder._buffers[name] = value.detach().clone()
 
