@@ -102,11 +102,9 @@ def test_one_double_round_mixes_pairs_as_stated(rows: int, columns: int) -> None
     """Over all round functions, exhaustively: equal a's meet again with 1/A, different ones with (1 − 1/B)/A."""
     grid = list(itertools.product(range(rows), range(columns)))
     meets = dict.fromkeys(itertools.combinations(grid, 2), 0)
-    functions = list(
-        itertools.product(
-            itertools.product(range(columns), repeat=rows), itertools.product(range(rows), repeat=columns)
-        )
-    )
+    of_rows = itertools.product(range(columns), repeat=rows)
+    of_columns = itertools.product(range(rows), repeat=columns)
+    functions = list(itertools.product(of_rows, of_columns))
     for f, h in functions:
         end = {(a, b): (a + h[(b + f[a]) % columns]) % rows for a, b in grid}
         for p, q in meets:
@@ -120,7 +118,7 @@ def test_pairs_of_rows_meet_as_under_uniform_permutations() -> None:
     """Over 6,000 keys, each of the 66 pairs of 12 rows within 4.5 standard errors of (n − r)/(r (n − 1))."""
     d, r, N = 12, 3, 6000
     sketch = sketches.BalancedCountSketch(rank=r)
-    place = torch.stack([next(sketch.draw(d, step=k).places(0, d))[0] for k in range(N)])
+    place = torch.stack([sketch.draw(d, step=k).columns().abs().argmax(0) for k in range(N)])
     assert torch.equal(torch.nn.functional.one_hot(place, r).sum(1), torch.full((N, r), d // r))
     meet = (place[:, :, None] == place[:, None, :]).double().mean(0)
     c = (d - r) / (r * (d - 1))
@@ -131,9 +129,8 @@ def test_pairs_of_rows_meet_as_under_uniform_permutations() -> None:
 def test_four_signs_are_independent() -> None:
     """Means of all products of up to four of ten signs over 6,000 keys, within 4.7 standard errors of zero."""
     N = 6000
-    sign = torch.stack(
-        [next(sketches.StridedSigns(rank=1).draw(10, step=k).places(0, 10))[1] for k in range(N)]
-    ).double()
+    sketch = sketches.StridedSigns(rank=1)
+    sign = torch.cat([sketch.draw(10, step=k).columns(dtype=torch.float64) for k in range(N)])
     for size in (1, 2, 3, 4):
         for members in itertools.combinations(range(10), size):
             assert abs(float(sign[:, members].prod(1).mean())) < 4.7 / math.sqrt(N)

@@ -78,7 +78,7 @@ def test_independent_coordinates_may_be_none_at_all() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="a curvature of 0.0 is not allowed; it must be positive"):
+    with pytest.raises(ValueError, match=r"a curvature of 0\.0 is not allowed; it must be positive"):
         ImportanceCoordinates(torch.tensor([1.0, 0.0]))
     with pytest.raises(ValueError, match="give the matrix or the diagonal"):
         ImportanceCoordinates(Curvature(3, 1.0, 2.0))

@@ -106,7 +106,7 @@ def test_binding_is_asked_for_by_name() -> None:
     with pytest.raises(ValueError, match="dimension = 5 is not allowed; it is bound to 4 entries"):
         sketch.bind([(2, 2)]).nu(5)
     for wrong in (sketch, "balanced", None):
-        with pytest.raises(TypeError, match="PerLayer: sketch = .* is not allowed"):
+        with pytest.raises(TypeError, match=r"PerLayer: sketch = .* is not allowed"):
             PerLayer(wrong)
     with pytest.raises(ValueError, match="sparsity = 8 is not allowed"):
         PerLayer(SparseSign(ratio=2)).bind([(2, 2)]).draw(4)
