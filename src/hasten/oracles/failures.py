@@ -1,4 +1,4 @@
-"""Why a closure could not be differentiated in forward mode, said in the user's terms."""
+"""Why a closure could not be differentiated, said in the user's terms."""
 
 from __future__ import annotations
 
@@ -45,8 +45,11 @@ def _explained(owner: str, error: Exception, module: nn.Module | None) -> Except
     if function is None and found is None and not isinstance(error, NotImplementedError):
         return error
     operation = function or (next(name for name in found.groups() if name) if found else "an operation")
+    kind = (
+        "forward-mode derivative" if function or "forward AD" in message else "derivative of the order needed"
+    )
     return NotImplementedError(
-        f"{owner}: {_place(frames, module)} uses {operation}, which has no forward-mode derivative ({_first(message)})"
+        f"{owner}: {_place(frames, module)} uses {operation}, which has no {kind} ({_first(message)})"
     )
 
 

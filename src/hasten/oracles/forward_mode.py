@@ -31,7 +31,7 @@ class ForwardMode(SubspaceOracle):
     gives non-finite gradients, which the optimizer's ``on_nonfinite`` answers.
 
     Args:
-        chunk: directions taken together; by default 1 on a CPU, where that is fastest, elsewhere up to 16.
+        chunk: directions taken together; by default as many as hold 2²⁰ numbers (2²⁴ on an accelerator), at most 16.
 
     Raises:
         NotImplementedError: an operation has no forward derivative; names it and the module that uses it.

@@ -121,6 +121,7 @@ class Loss:
 
     def __call__(self, values: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the buffers after it; a pure function, as ``torch.func``'s transforms need it."""
+        self._refuse_scripts()
         places = buffers_of(self.module)
         own = {id(buffer): buffer.clone() for _, _, buffer in places}
         try:
@@ -136,6 +137,14 @@ class Loss:
             own.get(id(b), b) if b is not None else own[id(p[2])] for b, p in zip(found, places, strict=True)
         ]
         return scalar(self.owner, result), after
+
+    def _refuse_scripts(self) -> None:
+        for name, member in () if self.module is None else self.module.named_modules():
+            if isinstance(member, torch.jit.ScriptModule):
+                raise NotImplementedError(
+                    f"{self.owner}: module {name!r} is a script, whose parameters cannot be replaced; use the module "
+                    "itself, or chunk=1 in forward mode"
+                )
 
     def write(self, after: Sequence[Tensor]) -> None:
         """Keep the buffers of an evaluation."""
