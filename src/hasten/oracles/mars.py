@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from hasten.numbers import Names, Number
 from hasten.oracles.backpropagation import Backpropagation, differentiate

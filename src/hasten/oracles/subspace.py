@@ -63,7 +63,7 @@ class Lesson:
 
     loss: Any
     value: float
-    coordinates: list[Tensor]
+    coordinates: Sequence[Tensor | None]
     evaluations: int
 
 
@@ -72,7 +72,8 @@ class SubspaceOracle(Oracle, abc.ABC):
     """s = Pᵀ∇f(y) for a fresh random P, delivered as the gradients G = P s.
 
     f is the closure's loss plus ``(weight_decay/2)‖y‖²``. P is drawn from the optimizer's seed and the number of the
-    step. Parameters that the loss does not use count as having the gradient zero, frozen ones are left out.
+    step. Frozen parameters are left out, and so are blocks whose parameters all have no gradient; a parameter without
+    a gradient counts as having the gradient zero in a block whose others have one, and in forward mode.
 
     Delivers the numbers ``loss`` (f(y)), ``squared_norm`` (‖s‖², with E‖s‖² = ‖∇f‖²), ``directional_derivatives``
     (how many numbers were learnt), ``evaluations`` (of the closure), ``short_step`` (where the sketch fixes it,
@@ -114,11 +115,14 @@ class SubspaceOracle(Oracle, abc.ABC):
     def observe(self, optimizer: Any, closure: Callable[[], Any] | None) -> Observation:
         """Draw P, learn s, and put G together."""
         owner = type(self).__name__
-        decay = decays(optimizer, self.key("weight_decay"))
+        sign = -1.0 if optimizer.maximize else 1.0  # the decay pulls to zero whichever way the objective goes
+        decay = {p: sign * d for p, d in decays(optimizer, self.key("weight_decay")).items()}
         variables = list(decay)
         for p in variables:
             if p.is_complex():
-                raise TypeError(f"{owner}: {optimizer.name_of(p)} is complex, which is not supported")
+                raise RuntimeError(
+                    f"{optimizer.name}: {optimizer.name_of(p)} is complex, which {owner} does not support"
+                )
         loss = None if closure is None else Loss(closure, variables, optimizer.module, owner)
         drawn = self.drawn(variables, optimizer.seed, int(optimizer.param_groups[0]["step"]))
         start = State(optimizer.module, {p.device for p in variables})
@@ -127,16 +131,19 @@ class SubspaceOracle(Oracle, abc.ABC):
             if lesson is None:
                 return Observation()
             gradients: dict[Tensor, Tensor] = {}
-            square = 0.0
+            square, learnt = 0.0, 0
             for block, s in zip(drawn, lesson.coordinates, strict=True):
+                if s is None:
+                    continue
+                learnt += block.draw.rank
                 if any(decay[p] for p in block.variables):
                     s = s + block.project([decay[p] * p.detach() for p in block.variables]).to(s)
                 square += squared_norm(s)
                 gradients.update(block.lift(s))
             numbers = {
-                "loss": lesson.value + sum(d / 2 * squared_norm(p) for p, d in decay.items() if d),
+                "loss": sign * (lesson.value + sum(d / 2 * squared_norm(p) for p, d in decay.items() if d)),
                 "squared_norm": square,
-                "directional_derivatives": float(sum(block.draw.rank for block in drawn)),
+                "directional_derivatives": float(learnt),
                 "evaluations": float(lesson.evaluations),
                 "short_step": _short_step(drawn),
             }
@@ -240,9 +247,14 @@ class Sketched(SubspaceOracle):
             g = known.get(p)
             if g is not None and g.layout is not torch.strided:
                 raise RuntimeError(
-                    f"Sketched: the gradient of {optimizer.name_of(p)} is sparse, which is not supported"
+                    f"{optimizer.name}: {optimizer.name_of(p)} has a sparse gradient, which is not supported"
                 )
         whole = {p: torch.zeros_like(p) if (g := known.get(p)) is None else g.detach() for p in variables}
-        coordinates = [block.project([whole[p] for p in block.variables]) for block in drawn]
+        coordinates = [
+            None
+            if all(known.get(p) is None for p in block.variables)
+            else block.project([whole[p] for p in block.variables])
+            for block in drawn
+        ]
         value = found.loss.detach() if isinstance(found.loss, Tensor) else found.loss
         return Lesson(found.loss, math.nan if value is None else float(value), coordinates, evaluations=1)
