@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from benchmarks.claims.claim import Table
-from benchmarks.minimize.contenders import OURS, REFERENCE, all_contenders
+from benchmarks.minimize.contenders import OURS, REFERENCE, Contender, all_contenders
 from benchmarks.minimize.measure import MOST_EVALUATIONS, MOST_SECONDS, Row
 from benchmarks.minimize.scaling import CONDITION, FROM, MEMORY, Timing
-from benchmarks.minimize.tasks import ACCURACY, STATIONARITY, WIDE
+from benchmarks.minimize.tasks import ACCURACY, STATIONARITY, WIDE, WIDENED
 
 WITHIN = 1.1  # evaluations over SciPy's
 QUICK = "Quick mode: a few tasks, for tests only; not a measurement."
@@ -33,8 +33,8 @@ PROTOCOL = (
     "Hessian-vector products that SciPy's Newton methods ask for are listed beside, those inside pytorch-minimize "
     "are not seen. "
     f"Tasks: the 35 Moré-Garbow-Hillstrom problems from their starts, 10 and 100 times as far out where the function "
-    f"is finite there and the start does not solve it, ten of them with {WIDE} variables, ridge logistic regression "
-    "(breast cancer) and ridge softmax regression (digits)."
+    f"is finite there and the start does not solve it, {len(WIDENED)} of them with {WIDE} variables, ridge logistic "
+    "regression (breast cancer) and ridge softmax regression (digits)."
 )
 SCALING = (
     "Seconds for a whole run, medians and quartiles of interleaved rounds in rotated order after one unmeasured "
@@ -152,7 +152,8 @@ def problems_page(rows: list[Row], command: str, quick: bool) -> str:
     lines += ["![Performance profiles](minimize-problems.png)", ""]
     lines += [
         "The share of the tasks that a contender solves within a factor of the best contender's evaluations (left: "
-        "methods that use gradients only) or seconds (right: all).",
+        "methods that use gradients only) or seconds (right: all). On problems this small the seconds are mostly "
+        "those of automatic differentiation and of Python.",
         "",
         differences(rows).markdown(),
         "",
@@ -182,7 +183,8 @@ def scaling_page(timings: list[Timing], command: str, quick: bool) -> str:
     slower = [f"{t.task}, d = {t.dimension:,} ({t.ratio:.2f})" for t in judged if t.ratio >= 1]
     page = ["# Minimisers as the number of variables grows", ""]
     page += [QUICK, ""] if quick else []
-    page += [SCALING, ""]
+    threads = f"torch runs on {torch.get_num_threads()} threads, SciPy's own arithmetic on one."
+    page += [f"{SCALING} {threads}", ""]
     if judged:
         verdict = f"**Not reached**: slower on {'; '.join(slower)}" if slower else "Reached"
         page += [f"- {verdict} (to reach: {OURS} faster than {REFERENCE} from d = {FROM:,} up).", ""]
@@ -211,8 +213,21 @@ def profile(rows: list[Row], names: list[str], quantity: Callable[[Row], float])
     }
 
 
+COLOURS = {"hasten": "black", "scipy": "tab:blue", "torchmin": "tab:orange"}
+DASHES = ("solid", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (2, 2)), (0, (10, 2)))
+
+
+def style(contender: Contender, before: list[str]) -> dict[str, Any]:
+    """A colour for the library, a dash for the place in it; ours and the reference are drawn thick."""
+    return {
+        "color": COLOURS[contender.library],
+        "linestyle": DASHES[before.count(contender.library)],
+        "linewidth": 2.4 if contender.name in (OURS, REFERENCE) else 1.1,
+    }
+
+
 def picture(rows: list[Row], path: Path) -> None:
-    """Performance profiles in evaluations and in seconds; ours in black, dashes for second-order methods."""
+    """Performance profiles in evaluations and in seconds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -221,10 +236,10 @@ def picture(rows: list[Row], path: Path) -> None:
     present = {row.contender for row in rows}
     everyone = [c for c in all_contenders() if c.name in present]
     tasks = len({row.task for row in rows})
-    colours = {"hasten": "black", "scipy": "tab:blue", "torchmin": "tab:orange"}
-    widths = {c.name: 2.2 if c.name in (OURS, REFERENCE) else 1.0 for c in everyone}
-    dashes = {"L-BFGS-B": "-", "l-bfgs": "-", "CG": "--", "cg": "--", "BFGS": ":", "bfgs": ":"}
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained", sharey=True)
+    styles = {
+        c.name: style(c, [other.library for other in everyone[:place]]) for place, c in enumerate(everyone)
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
     panels: list[tuple[str, list[Any], Callable[[Row], float]]] = [
         ("evaluations", [c for c in everyone if not c.second_order], lambda row: row.evaluations),
         ("seconds", everyone, lambda row: row.seconds),
@@ -239,17 +254,15 @@ def picture(rows: list[Row], path: Path) -> None:
                 [k / tasks for k in range(len(ratios) + 1)] + [len(ratios) / tasks],
                 where="post",
                 label=contender.name,
-                color=colours[contender.library],
-                linewidth=widths[contender.name],
-                linestyle=dashes.get(contender.method, "-."),
+                **styles[contender.name],
             )
         axis.set_xscale("log", base=2)
         axis.set_xlim(1, farthest)
-        axis.set_ylim(0, 1)
+        axis.set_ylim(0, 1.02)
         axis.set_xlabel(f"{title} over the best contender's")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"share of {tasks} tasks solved")
-    axes[1].legend(loc="lower right", fontsize=7)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

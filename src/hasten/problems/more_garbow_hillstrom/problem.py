@@ -30,7 +30,8 @@ class LeastSquaresProblem:
         minimiser_at: a point where the minimum is attained, ``None`` where it is at infinity or
             not known.
         other_values: values, above the minimum, towards which a descent method may rightly end:
-            local minima, limits at infinity, and the one saddle that the start cannot leave.
+            local minima, limits at infinity, and the one saddle that the start cannot leave; in
+            the usual dimension.
         least, most, multiple: the dimensions there are; ``least == most`` for a fixed one.
 
     Example:
