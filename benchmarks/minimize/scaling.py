@@ -66,7 +66,7 @@ def measure(
     dimensions: tuple[int, ...], rounds: int, contenders: list[Contender], done: Callable[[str], None]
 ) -> list[Timing]:
     """All timings: in every round each contender runs once, in rotated order, after one unmeasured round."""
-    found = []
+    found: list[Timing] = []
     for d in dimensions:
         for task in tasks(d):
             timings = {c.name: Timing(task.name, d, c.name) for c in contenders}
