@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -13,6 +14,7 @@ import pytest
 from hasten.problems import Quadratic
 from hasten.race import Race, RaceError, load
 from hasten.race.known import bound, by_formula, named_sketch
+from hasten.race.results import number
 from hasten.race.tasks import TASKS
 from hasten.theory import ScheduleU, SubspaceDescent
 
@@ -86,6 +88,19 @@ def test_the_report_draws_oracle_calls_and_bounds(result: Race) -> None:
     for text in ("oracle calls to target", "what the theory guarantees", "6,144 oracle calls a run"):
         assert text in page
     assert [path.name for path in result.figures()] == ["curves.png", "standings.png"]
+
+
+def test_long_names_do_not_cut_numbers_off(result: Race, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from hasten.race import commands
+
+    console = Console(width=80, file=io.StringIO())
+    monkeypatch.setattr(commands, "console", console)
+    console.print(commands.ranking(result))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert all(number(standing.median) in shown for standing in result.standings)
+    assert "…" not in shown
 
 
 def test_standings_time_the_target_in_oracle_calls(result: Race) -> None:

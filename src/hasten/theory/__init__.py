@@ -16,13 +16,14 @@ from hasten.theory.constants import (
     noisy_bound,
     noisy_smoothness,
 )
-from hasten.theory.prediction import Cost, KnownProblem, Prediction, clusters, predict
+from hasten.theory.prediction import Cost, Known, KnownProblem, Prediction, clusters, predict
 
 __all__ = [
     "Accelerated",
     "Advice",
     "Bound",
     "Cost",
+    "Known",
     "KnownProblem",
     "Prediction",
     "ScheduleC",

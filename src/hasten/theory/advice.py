@@ -33,6 +33,11 @@ class Advice:
         pick: the one to use.
         considered: the best of rank nearest to the effective rank; the pick, unless that is the full method.
         cheapest: the one with the fewest oracle calls, whatever the number of its steps.
+
+    Example:
+        >>> import torch
+        >>> advise(torch.ones(64), accuracy=1e-3).pick.sketch
+        'full'
     """
 
     predictions: tuple[Prediction, ...]

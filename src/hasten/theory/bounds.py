@@ -27,6 +27,11 @@ class Bound(abc.ABC):
 
     Raises:
         ValueError: a constant is not a number, not finite, or out of its range.
+
+    Example:
+        >>> bound: Bound = ScheduleC(constant=8.0, distance=1.0)
+        >>> bound.curve(3)
+        [16.0, 4.0, 1.7777777777777777, 1.0]
     """
 
     def __post_init__(self) -> None:

@@ -30,7 +30,14 @@ NARROW, FEW = 1.1, 8
 
 
 class KnownProblem(Protocol):
-    """Whatever carries these constants, such as :class:`hasten.problems.ConvexProblem`."""
+    """Whatever carries these constants, such as :class:`hasten.problems.ConvexProblem`.
+
+    Example:
+        >>> import torch
+        >>> known: KnownProblem = Known.of(torch.ones(4), distance=2.0)
+        >>> known.gap
+        2.0
+    """
 
     @property
     def curvature(self) -> Curvature:
@@ -59,6 +66,12 @@ class Known:
 
     Where only curvature is given, R = 1 and Δ₀ = λ_max R²/2, the largest gap there can be: counts of steps then
     depend on the accuracy relative to that alone.
+
+    Example:
+        >>> Known.of(Curvature(100, largest=2.0, trace=10.0), strong_convexity=0.2)
+        Traceback (most recent call last):
+        ...
+        ValueError: strong_convexity = 0.2 is not allowed; it must be from 0 to trace/dimension = 0.1
     """
 
     curvature: Curvature
@@ -92,8 +105,7 @@ class Known:
         highest = curvature.trace / curvature.dimension
         if not 0 <= mu <= highest * (1 + 1e-9):
             raise ValueError(
-                f"strong_convexity = {mu!r} is not allowed; it must be from 0 to trace/dimension = {highest:.6g}, "
-                "the mean eigenvalue"
+                f"strong_convexity = {mu!r} is not allowed; it must be from 0 to trace/dimension = {highest:.6g}"
             )
         if not (math.isfinite(R) and R > 0):
             raise ValueError(f"distance = {R!r} is not allowed; it must be positive and finite")
@@ -123,6 +135,12 @@ class Prediction:
         constant: C, νℓ unless the family does better.
         accuracy: ε/Δ₀, the part of the initial gap to be left.
         cost: what is scarce.
+
+    Example:
+        >>> from hasten.sketches import Haar
+        >>> prediction = predict(Curvature(10_000, largest=1.0, trace=10.0), Haar(rank=10), accuracy=1e-2)
+        >>> prediction.oracle_calls, prediction.full_oracle_calls
+        (9160, 190000)
     """
 
     sketch: str
