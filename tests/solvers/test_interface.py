@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds
 
-from hasten.solvers import METHODS, OptimizeResult, Status, minimize
+from hasten.solvers import LBFGS, METHODS, OptimizeResult, Status, minimize
 from hasten.solvers.structure import Structure
 
 GENERAL = ["gradient-descent", "nesterov", "fista", "l-bfgs", "ncg"]
@@ -212,6 +212,52 @@ def test_each_rule_ends_a_run_and_says_so(method, options, status):
     if status == Status.EVALUATIONS:
         assert 5 <= result.nfev <= 8  # a round may take two, and the end two more
     assert result.fun <= 24.2
+
+
+def test_a_method_may_be_given_with_its_options():
+    named = minimize(rosenbrock, zeros(2), "l-bfgs", options={"memory": 2, "maxiter": 9})
+    built = minimize(rosenbrock, zeros(2), LBFGS(memory=2), options={"maxiter": 9})
+    assert torch.equal(named.x, built.x)
+    assert built.nit == 9
+    with pytest.raises(ValueError, match="option memory belongs to the method; set it as LBFGS"):
+        minimize(rosenbrock, zeros(2), LBFGS(), options={"memory": 2})
+    with pytest.raises(ValueError, match="memory = 0 is not allowed"):
+        LBFGS(memory=0)
+
+
+def test_functions_may_change_their_argument():
+    def fun(x):
+        value = float(quadratic(x))
+        return value, WEIGHTS * x.sub_(TARGET)
+
+    result = minimize(fun, zeros(3), jac=True)
+    assert torch.allclose(result.x, TARGET, atol=1e-5)
+
+
+def test_inside_inference_mode():
+    with torch.inference_mode():
+        assert minimize(rosenbrock, zeros(2)).success
+
+
+@pytest.mark.parametrize("method", GENERAL)
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.floats(-3, 3), min_size=2, max_size=4), st.integers(1, 60))
+def test_no_result_is_worse_than_the_start_or_a_point_shown(method, start, evaluations):
+    """On a function with a hole that has no value, stopped anywhere."""
+
+    def fun(x):
+        return torch.where(x[0] > 2.5, math.nan, (x**4 - 3 * x**2 + x).sum())
+
+    x0 = torch.tensor(start, dtype=torch.float64)
+    shown = []
+    result = minimize(fun, x0, method, callback=shown.append, options={"max_evaluations": evaluations})
+    if result.status == Status.START:
+        assert math.isnan(float(fun(x0)))
+        return
+    assert result.fun == pytest.approx(float(fun(result.x)), rel=1e-12, abs=1e-12)
+    assert result.fun <= float(fun(x0)) + 1e-12
+    if not result.success:
+        assert all(not float(fun(x)) < result.fun - 1e-12 for x in shown)
 
 
 @pytest.mark.parametrize("method", GENERAL)

@@ -64,6 +64,7 @@ class AcceleratedMethod(Method):
     grow: float = option(1.1, Interval(1), "factor on a step length that was accepted")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.schedule == "strongly convex" and self.strong_convexity == 0:
             raise ValueError(
                 f"minimize(method={self.name!r}): schedule = 'strongly convex' needs strong_convexity > 0"

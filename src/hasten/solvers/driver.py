@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.numbers import Number
+from hasten.numbers import Number, where
 from hasten.solvers.bounds import read_bounds
 from hasten.solvers.method import METHODS, Method, find
 from hasten.solvers.objective import Objective
@@ -27,7 +27,7 @@ __all__ = ["minimize"]
 def minimize(
     fun: Callable[..., Any],
     x0: Any,
-    method: str | None = None,
+    method: str | Method | None = None,
     *,
     jac: Callable[..., Any] | bool | None = None,
     hess: Any = None,
@@ -46,8 +46,8 @@ def minimize(
     Args:
         fun: ``fun(x, *args)`` returns a scalar, computed from `x` by torch operations (or by anything, with `jac`).
         x0: where to start, not changed: a floating-point tensor of any shape, or dictionaries, lists, tuples of them.
-        method: by name (see :data:`hasten.solvers.METHODS`); ``"l-bfgs"`` unless `prox` or `bounds` are given, which
-            ``"fista"`` and ``"nesterov"`` solve.
+        method: by name (see :data:`hasten.solvers.METHODS`), or one of their classes with its options, such as
+            ``LBFGS(memory=20)``. None: ``"l-bfgs"``; with `prox` ``"fista"``; with `bounds` ``"nesterov"``.
         jac: the gradient. None: by automatic differentiation; True: `fun` returns ``(value, gradient)``; or a function.
         hess: not used by any method yet.
         prox: the proximal operator of a further term h: ``prox(v, step) = argmin_u h(u) + ‖u − v‖²/(2 step)``. If it
@@ -84,19 +84,20 @@ def minimize(
         raise ValueError(f"minimize: jac = {jac!r} is not allowed; it must be None, True or a function")
     if prox is not None and not callable(prox):
         raise ValueError(f"minimize: prox = {prox!r} is not allowed; it must be a function of (v, step)")
-    kind = find(method or ("l-bfgs" if prox is None and bounds is None else _composite(prox)))
+    if method is None:
+        method = "fista" if prox is not None else "nesterov" if bounds is not None else "l-bfgs"
+    kind = type(method) if isinstance(method, Method) else find(method)
     _refuse_unusable(kind, hess=hess, prox=prox, bounds=bounds, constraints=constraints, batched=batched)
-    solver, stopping = _configured(kind, options, tol)
-    show = progress or stopping.disp
-    structure, flat = Structure.of(x0, batched)
-    term: Term | None = None
-    if prox is not None:
-        term = FlatTerm(prox, structure)
-    elif bounds is not None:
-        box = read_bounds(bounds, structure, flat)
-        flat, term = box(flat, 1.0), FlatBox(box)
-    objective = Objective(fun, structure, flat, jac=jac, args=args, term=term)
-    with Progress(kind.name, show) as shown:
+    solver, stopping = _configured(kind, method, options, tol)
+    with torch.inference_mode(False), Progress(solver.name, progress or stopping.disp) as shown:
+        structure, flat = Structure.of(x0, batched)
+        term: Term | None = None
+        if prox is not None:
+            term = FlatTerm(prox, structure)
+        elif bounds is not None:
+            box = read_bounds(bounds, structure, flat)
+            flat, term = box(flat, 1.0), FlatBox(box)
+        objective = Objective(fun, structure, flat, jac=jac, args=args, term=term)
         return _run(solver, stopping, objective, flat, _wrapped(callback), shown)
 
 
@@ -109,34 +110,48 @@ def _run(
     progress: Progress,
 ) -> OptimizeResult:
     begin, space = time.perf_counter(), objective.space
+    history: dict[str, list[Number]] = {}
     with torch.no_grad():
         state = method.start(objective, x0)
         ledger = Ledger(space, stopping, state)
+        if stopping.history:
+            _record(history, objective, ledger, state, time.perf_counter() - begin)
         objective.running = ledger.running
-        history: dict[str, list[Number]] = {}
-        seconds = 0.0
-        while True:
-            if stopping.history:
-                _record(history, objective, state, time.perf_counter() - begin)
-            if not space.any(objective.running):
-                break
+        while space.any(objective.running):
             state = method.step(objective, state)
-            if stopping.seconds < float("inf"):
-                seconds = time.perf_counter() - begin
-            stepped = state.stepped & objective.running
-            ledger.judge(objective, state, seconds)
-            if callback is not None and space.any(stepped):
-                found = OptimizeResult(
-                    x=objective.structure.copy(state.x), fun=state.f, nit=ledger.iterations
-                )
+            ledger.judge(objective, state, time.perf_counter() - begin)
+            if stopping.history:
+                _record(history, objective, ledger, state, time.perf_counter() - begin)
+            if callback is not None and space.any(state.stepped & objective.running):
                 try:
-                    callback(found)
+                    callback(_intermediate(objective, ledger, state))
                 except StopIteration:
                     ledger.end(Status.CALLBACK)
             progress.show(state, objective)
             objective.running = ledger.running
         _finish(method, objective, state, ledger)
     return _result(objective, ledger, history if stopping.history else None)
+
+
+def _record(
+    history: dict[str, list[Number]], objective: Objective, ledger: Ledger, state: Any, seconds: float
+) -> None:
+    """Add a round. A problem that ended in an earlier one keeps its last entry."""
+    row = {"nit": ledger.iterations, "fun": state.f, "residual": state.residual, **objective.counts}
+    for name, value in row.items():
+        column = history.setdefault(name, [])
+        column.append(where(objective.running, value, column[-1]) if column else value)
+    history.setdefault("seconds", []).append(seconds)
+
+
+def _intermediate(objective: Objective, ledger: Ledger, state: Any) -> OptimizeResult:
+    """What a callback gets: the state, or the result of a problem that ended in an earlier round."""
+    x = objective.space.select(objective.running, state.x, ledger.x)
+    return OptimizeResult(
+        x=objective.structure.copy(x),
+        fun=where(objective.running, state.f, ledger.f),
+        nit=_whole(ledger.iterations),
+    )
 
 
 def _finish(method: Method, objective: Objective, state: Any, ledger: Ledger) -> None:
@@ -152,12 +167,6 @@ def _finish(method: Method, objective: Objective, state: Any, ledger: Ledger) ->
     if ledger.g is None:
         objective.running = space.number(1.0) > 0
         _, ledger.g = objective.value_and_gradient(ledger.x)
-
-
-def _record(history: dict[str, list[Number]], objective: Objective, state: Any, seconds: float) -> None:
-    row = {"nit": state.iterations, "fun": state.f, "residual": state.residual, **objective.counts}
-    for name, value in {**row, "seconds": seconds}.items():
-        history.setdefault(name, []).append(value)
 
 
 def _result(objective: Objective, ledger: Ledger, history: dict[str, list[Number]] | None) -> OptimizeResult:
@@ -191,10 +200,6 @@ def _whole(count: Number) -> Any:
     return count.long() if isinstance(count, Tensor) else int(count)
 
 
-def _composite(prox: Any) -> str:
-    return "nesterov" if prox is None else "fista"
-
-
 def _refuse_unusable(kind: type[Method], **given: Any) -> None:
     able = {"prox": "takes_prox", "bounds": "takes_bounds", "batched": "takes_batches"}
     for name, value in given.items():
@@ -210,7 +215,7 @@ def _refuse_unusable(kind: type[Method], **given: Any) -> None:
 
 
 def _configured(
-    kind: type[Method], options: Mapping[str, Any] | None, tol: float | None
+    kind: type[Method], method: str | Method, options: Mapping[str, Any] | None, tol: float | None
 ) -> tuple[Method, Stopping]:
     owner = f"minimize(method={kind.name!r})"
     rules = declared(Stopping)
@@ -218,7 +223,12 @@ def _configured(
     defaults = dict(kind.stopping)
     if tol is not None:
         defaults["gtol"] = next(o for o in rules if o.name == "gtol").check(f"{owner}: tol sets gtol", tol)
-    return kind(**own), Stopping(**{**defaults, **common})
+    if isinstance(method, Method) and own:
+        raise ValueError(
+            f"{owner}: option {next(iter(own))} belongs to the method; set it as {kind.__name__}(...)"
+        )
+    solver = method if isinstance(method, Method) else kind(**own)
+    return solver, Stopping(**{**defaults, **common})
 
 
 def _wrapped(callback: Callable[..., Any] | None) -> Callable[[OptimizeResult], Any] | None:

@@ -64,6 +64,11 @@ class Method:
     source: ClassVar[str] = ""
     """Where the method was published."""
 
+    def __post_init__(self) -> None:
+        for known in self.options():
+            value = known.check(f"minimize(method={self.name!r})", getattr(self, known.name))
+            object.__setattr__(self, known.name, value)
+
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """The declared options."""

@@ -58,7 +58,7 @@ class Objective:
     def value(self, x: Tensor) -> Number:
         """f at a flat vector."""
         with torch.no_grad():
-            value = self.function(x)
+            value = self.function(x.clone())  # fun may change its argument
         self.count("nfev")
         return self._as_number(value)
 
@@ -89,7 +89,7 @@ class Objective:
         return self._as_number(value.detach()), self.structure.flatten(filled)
 
     def _given(self, x: Tensor) -> tuple[Number, Tensor]:
-        point = self.structure.restore(self.structure.leaves(x))
+        point = self.structure.copy(x)  # fun may change its argument
         with torch.no_grad():
             found = self._fun(point, *self._args)
             if callable(self.jac):
