@@ -72,7 +72,7 @@ class HessianVector(Oracle):
 
         Raises:
             TypeError, ValueError: the closure did not return a real loss of one entry, a vector has another shape, or a
-            tensor does not require a gradient.
+                tensor does not require a gradient.
             NotImplementedError: an operation is not differentiable twice; names it and its module.
         """
         module, tensors = variables_of(params)
