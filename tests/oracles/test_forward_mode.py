@@ -243,12 +243,31 @@ def test_low_precision_parameters_get_directions_of_their_own_type():
 def test_a_compiled_model_runs_eagerly():
     model, _ = problem("mlp with dropout")
     x = torch.randn(6, 5, dtype=torch.float64)
-    compiled = torch.compile(model, backend="eager")
-    closure = lambda: compiled(x).square().mean()  # noqa: E731
+
+    def refuse(graph, inputs):
+        raise AssertionError("compiled")
+
+    compiled = torch.compile(model, backend=refuse)
     params = list(model.parameters())
+    for chunk in (1, 3):
+        torch.manual_seed(0)
+        gradients, _, _ = backpropagated(lambda: model(x).square().mean(), params)
+        found, _ = observed(ForwardMode(rank=5, chunk=chunk), model, lambda: compiled(x).square().mean())
+        lifted, _ = expected(BalancedCountSketch(rank=5), gradients)
+        assert same(flat(found.gradients[p] for p in params), lifted)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_the_fused_inference_path_of_transformers_is_left(chunk):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    x, y = torch.randn(3, 6, 8).double(), torch.randn(3, 6, 8).double()
+    closure = lambda: (layer(x) - y).square().mean()  # noqa: E731  # as users write it
+    params = list(layer.parameters())
     gradients, _, _ = backpropagated(closure, params)
-    found, _ = observed(ForwardMode(rank=5), model, closure)
-    assert same(flat(found.gradients[p] for p in params), expected(BalancedCountSketch(rank=5), gradients)[0])
+    found, _ = observed(ForwardMode(rank=7, chunk=chunk), layer, closure)
+    lifted, _ = expected(BalancedCountSketch(rank=7), gradients)
+    assert same(flat(found.gradients[p] for p in params), lifted)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -56,6 +56,21 @@ def test_it_learns_what_forward_mode_learns():
         assert one.numbers["curvature"] == pytest.approx(other.numbers["curvature"], rel=1e-9)
 
 
+@pytest.mark.parametrize("smoothness", [5.0, "estimate"])
+def test_accelerated_descent_is_the_same_with_either_oracle(smoothness):
+    """The whole method on a network with dropout: a projected gradient, and forward mode in either way."""
+    runs = []
+    for oracle in (Sketched(), ForwardMode(chunk=1), ForwardMode(chunk=4)):
+        model, closure = problem("mlp with dropout")
+        sketch = BalancedCountSketch(rank=12)
+        opt = hasten.SubspaceNesterov(model, sketch=sketch, oracle=oracle, smoothness=smoothness, seed=1)
+        losses = [float(opt.step(closure).detach()) for _ in range(12)]
+        runs.append((losses, flat(model.parameters())))
+    for losses, params in runs[1:]:
+        assert losses == pytest.approx(runs[0][0], rel=1e-8)
+        assert same(params, runs[0][1], 1e-8)
+
+
 def test_a_sketch_that_drew_nothing():
     """The loss is still known, and the gradient zero."""
     w = torch.ones(3, dtype=torch.float64, requires_grad=True)
