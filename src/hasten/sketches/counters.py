@@ -5,8 +5,8 @@ A draw is known by a 64-bit key. Its stream t has two 32-bit words, and the numb
     h_t(x) = fmix32(fmix32(lo32(x) ^ low_t) ^ high_t ^ hi32(x)),
 
 MurmurHash3's finaliser (Appleby, 2011) twice, keyed by splitmix64 (Steele, Lea and Flood, 2014). Nothing is stored,
-every position is reached at once, and the numbers are the same on every machine and device. ``kernels.c`` states the
-same functions in C; tests hold the two bitwise equal.
+every position is reached at once, and the numbers are the same on every machine and device. ``kernels/numbers.c``
+states the same functions in C; tests hold the two bitwise equal.
 
 A random permutation of a grid of A × B positions needs no memory either: the position (a, b) passes through
 alternating rounds b ← b + h(a) mod B, a ← a + h(b) mod A, each invertible whatever h is (a Feistel network over two

@@ -1,4 +1,4 @@
-"""The kernels of ``kernels.c``, compiled once a machine; without a compiler tensor code does the same."""
+"""The kernels in ``kernels/``, compiled once a machine; without a compiler tensor code does the same."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hasten.engine.formula import NoCompiler
 from hasten.engine.shared_object import build
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_PARTS = ("numbers", "tiles", "hashed", "hadamard")
 _SERIAL_BELOW = 1 << 16
 """Fewer entries than this are not worth waking other threads for."""
 
@@ -42,7 +43,18 @@ class Kernels:
                 ctypes.c_double,
                 number,
             ],
-            "hadamard": [pointer, number, number, number],
+            "spread": [ctypes.c_uint64, pointer, number, whole, pointer, number, number, number],
+            "gathered": [
+                ctypes.c_uint64,
+                pointer,
+                number,
+                number,
+                pointer,
+                number,
+                whole,
+                ctypes.c_double,
+                number,
+            ],
             "choose": [ctypes.c_uint64, whole, whole, whole, pointer],
         }
         for name, arguments in signatures.items():
@@ -120,10 +132,20 @@ class Kernels:
             key, x.data_ptr(), kind, out.data_ptr(), kind_out, count, factor, _threads(out)
         )
 
-    def hadamard(self, x: Tensor) -> None:
-        """Transform x (float32 or float64, a power of two of entries) in place, without a factor."""
-        bits = x.numel().bit_length() - 1
-        self._library.hadamard(x.data_ptr(), self._types[x.dtype], bits, _threads(x))
+    def spread(self, key: int, g: Tensor, x: Tensor) -> None:
+        """Write the Walsh–Hadamard transform (without a factor) of signs · g, continued by zeros, into x.
+
+        x is float32 or float64 (if g is), with a power of two of entries.
+        """
+        kind, kind_x, bits = self._types[g.dtype], self._types[x.dtype], x.numel().bit_length() - 1
+        self._library.spread(key, g.data_ptr(), kind, g.numel(), x.data_ptr(), kind_x, bits, _threads(x))
+
+    def gathered(self, key: int, x: Tensor, out: Tensor, factor: float) -> None:
+        """Write factor · signs · transform of x into out, which may be shorter; x is overwritten."""
+        kind, kind_x, bits = self._types[out.dtype], self._types[x.dtype], x.numel().bit_length() - 1
+        self._library.gathered(
+            key, x.data_ptr(), kind_x, bits, out.data_ptr(), kind, out.numel(), factor, _threads(x)
+        )
 
     def chosen(self, key: int, size: int, rows: int, count: int) -> Tensor:
         """`count` different positions below `size`, from a permutation of a grid with so many rows."""
@@ -142,6 +164,8 @@ def kernels() -> Kernels | None:
     if sys.platform == "win32":
         return None
     try:
-        return Kernels(build(Path(__file__).with_name("kernels.c").read_text(), entry="project"))
+        folder = Path(__file__).with_name("kernels")
+        source = "".join((folder / f"{name}.c").read_text(encoding="utf-8") for name in _PARTS)
+        return Kernels(build(source, entry="project"))
     except NoCompiler:
         return None

@@ -31,27 +31,15 @@ class TransformedDraw(Draw):
         return distinct(self.key, self.size, self.rank)
 
     @abc.abstractmethod
-    def transform(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The entries `rows` of H x; x may be overwritten."""
-
-    @abc.abstractmethod
-    def inverse(self, s: Tensor, rows: Tensor) -> Tensor:
-        """Hᵀ of the vector with the values s at `rows` and zero elsewhere."""
+    def row(self, k: int, position: Tensor) -> Tensor:
+        """H[k, position], float64."""
 
     @property
     def _scale(self) -> float:
         return math.sqrt(self.size / self.rank)
 
-    def _project(self, g: Tensor, dtype: torch.dtype) -> Tensor:
-        x = torch.empty(self.size, dtype=dtype, device=g.device)
-        x[self.dimension :] = 0
-        self._sign(g, x, 1.0)
-        return self.transform(x, self.rows.to(g.device)).mul_(self._scale)
-
-    def _lift(self, s: Tensor, out: Tensor) -> None:
-        self._sign(self.inverse(s, self.rows.to(s.device)), out, self._scale)
-
     def _sign(self, x: Tensor, out: Tensor, factor: float) -> None:
+        """Write factor · D x into out, for the entries of the shorter of them."""
         compiled = native.kernels()
         if compiled is not None and compiled.takes(x, out):
             compiled.apply_signs(self.key, x, out, factor)
@@ -64,31 +52,47 @@ class TransformedDraw(Draw):
 
     def _columns(self, start: int, stop: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         out = torch.empty(stop - start, self.dimension, dtype=dtype, device=device)
-        one = torch.ones(1, dtype=torch.float64, device=device)
-        for j, row in enumerate(out, start):
-            self._sign(self.inverse(one, self.rows[j : j + 1].to(device)), row, self._scale)
+        for low in range(0, self.dimension, PIECE):
+            position = torch.arange(low, min(low + PIECE, self.dimension), device=device)
+            signed = signs(self.key, SIGNS, position).double() * self._scale
+            for column, k in zip(out, self.rows[start:stop].tolist(), strict=True):
+                column[low : low + PIECE] = self.row(k, position) * signed
         return out
 
 
 class HadamardDraw(TransformedDraw):
-    """H the Walsh–Hadamard matrix of order 2ᵖ ≥ d, over √n."""
+    """H the Walsh–Hadamard matrix of order 2ᵖ ≥ d, H[k, i] = (−1)^(ones in the binary k AND i)/√n."""
 
-    def transform(self, x: Tensor, rows: Tensor) -> Tensor:
-        """In place, then the rows."""
-        return _hadamard(x)[rows].mul_(self.size**-0.5)
+    def row(self, k: int, position: Tensor) -> Tensor:
+        """From the parity of k AND i."""
+        parity = position & k
+        for shift in (32, 16, 8, 4, 2, 1):
+            parity = parity ^ (parity >> shift)
+        return (1 - 2 * (parity & 1)).double() / math.sqrt(self.size)
 
-    def inverse(self, s: Tensor, rows: Tensor) -> Tensor:
-        """H is symmetric."""
+    def _project(self, g: Tensor, dtype: torch.dtype) -> Tensor:
+        x = torch.empty(self.size, dtype=dtype, device=g.device)
+        compiled = native.kernels()
+        if compiled is not None and compiled.takes(g, x):
+            compiled.spread(self.key, g, x)
+        else:
+            x[self.dimension :] = 0
+            self._sign(g, x, 1.0)
+            _hadamard(x)
+        return x[self.rows.to(g.device)].mul_(self.rank**-0.5)
+
+    def _lift(self, s: Tensor, out: Tensor) -> None:
         x = torch.zeros(self.size, dtype=s.dtype, device=s.device)
-        x[rows] = s * self.size**-0.5
-        return _hadamard(x)
+        x[self.rows.to(s.device)] = s
+        compiled = native.kernels()
+        if compiled is not None and compiled.takes(x, out):
+            compiled.gathered(self.key, x, out, self.rank**-0.5)
+        else:
+            self._sign(_hadamard(x), out, self.rank**-0.5)
 
 
 def _hadamard(x: Tensor) -> Tensor:
-    compiled = native.kernels()
-    if compiled is not None and compiled.takes(x):
-        compiled.hadamard(x)
-        return x
+    """In place, without the factor 1/√n."""
     h = 1
     while h < x.numel():
         pairs = x.view(-1, 2, h)
@@ -112,33 +116,42 @@ class CosineDraw(TransformedDraw):
         return torch.complex(torch.cos(angle).to(dtype), torch.sin(angle).to(dtype))
 
     def _norm(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        return torch.where(rows == 0, math.sqrt(1 / self.size), math.sqrt(2 / self.size)).to(dtype)
+        norm = torch.full(rows.shape, math.sqrt(2 / self.size), dtype=dtype, device=rows.device)
+        return norm.masked_fill_(rows == 0, math.sqrt(1 / self.size))
 
-    def transform(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Only the rows are turned out of the spectrum."""
+    def row(self, k: int, position: Tensor) -> Tensor:
+        """The cosine, of an angle that is first reduced in whole numbers."""
+        angle = (k * (2 * position + 1)) % (4 * self.size)
+        norm = math.sqrt((1 if k == 0 else 2) / self.size)
+        return torch.cos(angle.double() * (math.pi / (2 * self.size))) * norm
+
+    def _project(self, g: Tensor, dtype: torch.dtype) -> Tensor:
+        x = torch.empty(self.size, dtype=dtype, device=g.device)
+        self._sign(g, x, self._scale)
+        rows = self.rows.to(g.device)
         spectrum = torch.fft.rfft(torch.cat([x[::2], x[1::2].flip(0)]))
+        # Only the rows are turned out of the spectrum.
         k = torch.minimum(rows, self.size - rows)
         z = spectrum[k] * self._twiddle(k, x.dtype)
         return torch.where(rows == k, z.real, -z.imag) * self._norm(rows, x.dtype)
 
-    def inverse(self, s: Tensor, rows: Tensor) -> Tensor:
-        """The spectrum z_k = X_k − i X_{n−k} of a vector whose sums X are s at the rows."""
+    def _lift(self, s: Tensor, out: Tensor) -> None:
+        """The spectrum z_k = X_k − i X_{n−k} of the vector whose sums X are s at the rows and zero elsewhere."""
+        rows = self.rows.to(s.device)
         value = s * self._norm(rows, s.dtype) * (self.size / 2)
         value = torch.where(rows == 0, 2 * value, value)
         k = torch.minimum(rows, self.size - rows)
         zero = torch.zeros_like(value)
         # The middle row is its own partner n − k.
-        real, imaginary = (
-            torch.where(2 * rows <= self.size, value, zero),
-            torch.where(2 * rows >= self.size, -value, zero),
-        )
+        real = torch.where(2 * rows <= self.size, value, zero)
+        imaginary = torch.where(2 * rows >= self.size, -value, zero)
         z = torch.complex(real, imaginary) * self._twiddle(k, s.dtype).conj()
         spectrum = torch.zeros(self.size // 2 + 1, dtype=z.dtype, device=s.device).index_add_(0, k, z)
         v = torch.fft.irfft(spectrum, n=self.size)
         x = torch.empty_like(v)
         half = (self.size + 1) // 2
         x[::2], x[1::2] = v[:half], v[half:].flip(0)
-        return x
+        self._sign(x, out, self._scale)
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,8 @@ class RandomSignDCT(Sketch):
 
     With K = (H∘H)ᵀ(H∘H), which for the DCT-II is ((d−1)/d²) 11ᵀ + (I + J)/(2d) with J the reversal,
     p₁ = r/d, p₂ = r(r−1)/(d(d−1)) and κ = (d/r)², E[W L W] has the entries κ [2(p₁−p₂) K_ij + p₂] L_ij off the
-    diagonal and κ [(p₁−p₂) Σ_k K_ik L_kk + p₂ L_ii] on it. O(d log d) work; two buffers of the vector's size.
+    diagonal and κ [(p₁−p₂) Σ_k K_ik L_kk + p₂ L_ii] on it. O(d log d) work, in a few buffers of the vector's
+    size.
 
     Example:
         >>> draw = RandomSignDCT(rank=2).draw(5)
