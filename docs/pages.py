@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import pkgutil
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import tables
 import torch
+from markup import code, plain, summary, table
+from tables import BENCHMARKS
 
 import hasten
-from hasten import equivalence, iterates, oracles, transforms
+from hasten import equivalence, iterates, oracles, problems, sketches, solvers, theory, transforms
 from hasten.engine.composition import Place
 from hasten.optimizers import CATALOGUE
 from hasten.race import catalogue
 from hasten.words import Part
 
 PACKAGES = {"oracles": oracles, "transforms": transforms, "iterates": iterates}
+ROOMS = {**PACKAGES, "sketches": sketches, "theory": theory, "solvers": solvers, "problems": problems}
 WORDS = {
     "oracle": oracles,
     "momentum": transforms,
@@ -29,28 +32,11 @@ WORDS = {
     "step": transforms,
     "iterate": iterates,
 }
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def page_name(optimizer: str) -> str:
     """The file of an optimizer's page."""
     return f"{optimizer.lower()}.md"
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; bars inside cells are escaped."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "&#124;") for cell in line) + " |" for line in lines)
-
-
-def code(text: str) -> str:
-    """Text as inline code in a table cell, where bars cannot be escaped by a backslash."""
-    return f"<code>{text.replace('<', '&lt;')}</code>" if text else ""
-
-
-def plain(docstring: str) -> str:
-    """A docstring as Markdown: Sphinx roles become code."""
-    return re.sub(r":\w+:`~?([^`]+)`", lambda m: f"`{m[1].rpartition('.')[2]}`", inspect.cleandoc(docstring))
 
 
 def sample(name: str) -> hasten.Optimizer:
@@ -184,11 +170,12 @@ def parts_of(package: ModuleType, word: str) -> str:
     """The parts of a package that answer to a word."""
     rows = []
     for kind in (getattr(package, name) for name in package.__all__):
-        if inspect.isclass(kind) and issubclass(kind, Part) and kind.word == word:
+        if not inspect.isclass(kind) or not issubclass(kind, Part) or inspect.isabstract(kind):
+            continue
+        if kind.word == word:
             hypers = ", ".join(f"{h.name} = {_default(h.default)}" for h in kind.hypers())
-            summary = plain(kind.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
             link = f"[{kind.__name__}][{kind.__module__}.{kind.__name__}]"
-            rows.append([link, code(kind.formula), code(hypers), summary])
+            rows.append([link, code(kind.formula), code(hypers), summary(kind)])
     return table(["part", "formula", "hyperparameters", "what it is"], rows)
 
 
@@ -197,9 +184,8 @@ def _default(value: Any) -> str:
 
 
 def reference_of(package: ModuleType) -> str:
-    """Every public module of a package, for the reference."""
-    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name[0] != "_")
-    return "\n\n".join(f"::: {package.__name__}.{name}" for name in names)
+    """Everything public of a package, for the reference."""
+    return "\n\n".join(f"::: {package.__name__}.{name}" for name in package.__all__)
 
 
 def readme_excerpt() -> str:
@@ -233,10 +219,7 @@ def benchmarks() -> str:
     """The results of the benchmarks, as they wrote them, one heading deeper."""
     texts = [re.sub(r"^#", "##", path.read_text(), flags=re.MULTILINE) for path in benchmark_files()]
     texts = [re.sub(r"\]\(([\w.-]+\.png)\)", r"](images/\1)", text) for text in texts]
-    return (
-        "\n\n".join(texts)
-        or "No results yet: run `python -m benchmarks.steps` and the modules of `benchmarks.claims`."
-    )
+    return "\n\n".join(texts) or "No results yet: run the programs above."
 
 
 def benchmark_images() -> list[Path]:
@@ -249,8 +232,15 @@ GENERATED: dict[str, Callable[[], str]] = {
     "design space": design_space,
     "unified view": equivalences,
     "benchmarks": benchmarks,
+    "benchmark commands": tables.benchmark_commands,
+    "sketch families": tables.sketch_families,
+    "methods": tables.methods,
+    "stopping": tables.stopping,
+    "statuses": tables.statuses,
+    "convex problems": tables.convex_problems,
+    "least squares problems": tables.least_squares_problems,
     **{f"parts {word}": partial(parts_of, package, word) for word, package in WORDS.items()},
-    **{f"reference {name}": partial(reference_of, package) for name, package in PACKAGES.items()},
+    **{f"reference {name}": partial(reference_of, package) for name, package in ROOMS.items()},
 }
 """What ``<!-- generated: NAME -->`` in a page stands for."""
 
