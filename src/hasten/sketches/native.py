@@ -43,6 +43,7 @@ class Kernels:
                 ctypes.c_double,
                 number,
             ],
+            "in_large_pages": [pointer, whole],
             "spread": [ctypes.c_uint64, pointer, number, whole, pointer, number, number, number],
             "gathered": [
                 ctypes.c_uint64,
@@ -131,6 +132,12 @@ class Kernels:
         self._library.apply_signs(
             key, x.data_ptr(), kind, out.data_ptr(), kind_out, count, factor, _threads(out)
         )
+
+    def empty(self, size: int, dtype: torch.dtype) -> Tensor:
+        """An uninitialised vector that is used up soon; a long one lies in large pages where the system has them."""
+        x = torch.empty(size, dtype=dtype)
+        self._library.in_large_pages(x.data_ptr(), x.numel() * x.element_size())
+        return x
 
     def spread(self, key: int, g: Tensor, x: Tensor) -> None:
         """Write the Walsh–Hadamard transform (without a factor) of signs · g, continued by zeros, into x.

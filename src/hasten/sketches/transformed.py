@@ -71,23 +71,26 @@ class HadamardDraw(TransformedDraw):
         return (1 - 2 * (parity & 1)).double() / math.sqrt(self.size)
 
     def _project(self, g: Tensor, dtype: torch.dtype) -> Tensor:
-        x = torch.empty(self.size, dtype=dtype, device=g.device)
         compiled = native.kernels()
-        if compiled is not None and compiled.takes(g, x):
+        if compiled is not None and compiled.takes(g):
+            x = compiled.empty(self.size, dtype)
             compiled.spread(self.key, g, x)
         else:
+            x = torch.empty(self.size, dtype=dtype, device=g.device)
             x[self.dimension :] = 0
             self._sign(g, x, 1.0)
             _hadamard(x)
         return x[self.rows.to(g.device)].mul_(self.rank**-0.5)
 
     def _lift(self, s: Tensor, out: Tensor) -> None:
-        x = torch.zeros(self.size, dtype=s.dtype, device=s.device)
-        x[self.rows.to(s.device)] = s
         compiled = native.kernels()
-        if compiled is not None and compiled.takes(x, out):
+        if compiled is not None and compiled.takes(s, out):
+            x = compiled.empty(self.size, s.dtype).zero_()
+            x[self.rows] = s
             compiled.gathered(self.key, x, out, self.rank**-0.5)
         else:
+            x = torch.zeros(self.size, dtype=s.dtype, device=s.device)
+            x[self.rows.to(s.device)] = s
             self._sign(_hadamard(x), out, self.rank**-0.5)
 
 
