@@ -312,7 +312,7 @@ def test_buffers_that_are_replaced(oracle):
         assert len(model.calls) == k + 1
     torch.testing.assert_close(model.mean, 1.9 * expected_mean, rtol=1e-2, atol=1e-2)
     assert not model.mean.requires_grad
-    model.mean.numpy()  # an ordinary tensor, not one of a transform that has ended
+    assert "GradTracking" not in repr(model.mean)  # an ordinary tensor, not one of a transform that has ended
     assert set(model.state_dict()) == {"linear.weight", "linear.bias", "mean", "calls"}
 
 
@@ -496,6 +496,18 @@ def test_a_closure_that_does_something_else(closure, error, message):
     with pytest.raises(error, match=f"ForwardMode: .*{message}"):
         opt.step(None if closure is None else lambda: closure(w))
     assert torch.equal(w, torch.ones(4))
+
+
+def test_buffers_of_a_module_the_optimizer_does_not_know():
+    model, closure = problem("convolution with batch norm")
+    with pytest.raises(
+        RuntimeError, match=r"the module BatchNorm2d changes a tensor in place .* give the optimizer the"
+    ):
+        observed(ForwardMode(rank=2, chunk=2), model.parameters(), closure)
+    gradients, _, _ = backpropagated(closure, list(model.parameters()))
+    found, _ = observed(ForwardMode(rank=2, chunk=1), model.parameters(), closure)
+    lifted, _ = expected(BalancedCountSketch(rank=2), gradients)
+    assert same(flat(found.gradients[p] for p in model.parameters()), lifted)
 
 
 def test_item_in_a_batched_pass_is_answered():

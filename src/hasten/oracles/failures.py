@@ -40,6 +40,11 @@ def _explained(owner: str, error: Exception, module: nn.Module | None) -> Except
             f"{owner}: the closure called .item() on a value that differs from direction to direction; return the loss "
             "itself, or set chunk=1"
         )
+    if "mutate a captured Tensor" in message:
+        return RuntimeError(
+            f"{owner}: {_place(frames, module)} changes a tensor in place that is not one of the module's buffers; "
+            "give the optimizer the module instead of its parameters, or set chunk=1"
+        )
     function = _custom_function(frames)
     found = _OPERATION.search(message)
     if function is None and found is None and not isinstance(error, NotImplementedError):

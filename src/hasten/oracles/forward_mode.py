@@ -20,8 +20,8 @@ class ForwardMode(SubspaceOracle):
     """s = Pᵀ∇f(y) as r directional derivatives in forward mode (Omiya, Poirion & Takeda, 2026, arXiv:2605.00740).
 
     Memory: the parameters of `chunk` directions and the activations of one layer, `chunk` + 1 times; none are kept.
-    Time: each chunk runs the closure once, and each direction costs two to six forward passes more. Where a gradient
-    by backpropagation fits into memory, it costs three to four forward passes in all and is the better choice.
+    Time: each chunk runs the closure once, and each direction costs three to six forward passes more. Where a gradient
+    by backpropagation fits into memory, it costs about as much as one direction and is the better choice.
 
     The closure returns the loss and does not call ``backward``; it may be evaluated several times a step, so it must
     not draw a new batch. All evaluations of a step see the same dropout masks and the same batch-norm statistics, and
