@@ -80,7 +80,9 @@ class SubspaceMethod(Method):
         d, space, part = x0.shape[-1], objective.space, self.part()
         sketch = self.family(d)
         constants = {**{o.name: o.default for o in part.hypers()}, **self.constants(sketch, d)}
-        weight = min(0.05, sketch.cost(d) / 100)
+        # One ‖s‖² has a relative variance of about 2(ν − 1)/d (exactly, for Haar sketches of many variables), which the
+        # mean brings down to a hundredth; with ν = 1 every ‖s‖² is exact.
+        weight = 1 / (1 + 100 * (sketch.nu(d) - 1) / d)
         f, g = objective.value_and_gradient(x0)
         none = space.number(0.0)
         never = none > 0
@@ -118,13 +120,17 @@ class SubspaceMethod(Method):
         state.stepped = state.never
         if k % self.check_every == 0:
             state.stepped = state.always
-            state.x = self.output(state)
+            state.x = self._evaluated(state)
             state.f, state.g = objective.value(state.x), None
             state.residual = sqrt(state.square)
         return state
 
-    def output(self, state: Drawing) -> Tensor:
-        """The point to evaluate, from the query point."""
+    def output(self, state: Drawing) -> Tensor | None:
+        """x, unless it was evaluated in the last iteration."""
+        return self._evaluated(state) if state.taken % self.check_every else None
+
+    def _evaluated(self, state: Drawing) -> Tensor:
+        """x, from the query point."""
         s = Names(param=state.y, difference=state.difference)
         n = _columns(state.y, state.part.switch(state.h, state.taken, state.c))
         x: Tensor = state.part.evaluation(s, n)
@@ -172,6 +178,7 @@ class SubspaceMethod(Method):
 
     def _slope(self, objective: Objective, x: Tensor, G: Tensor) -> Number:
         if self.oracle == "forward":
+            objective.count("nfev")
             return torch.func.jvp(objective.function, (x,), (G,))[1].item()
         return objective.space.dot(G, objective.value_and_gradient(x)[1])
 
@@ -232,7 +239,13 @@ class AnySketch(SubspaceMethod):
         own = sketch.nu(dimension)
         found = {"inflation": own if self.nu is None else self.nu}
         if isinstance(self.smoothness, Tensor | Curvature):
-            found["smoothness"] = sketch.rate_constant(_curvature(self.smoothness, dimension)) / own
+            C = sketch.rate_constant(_curvature(self.smoothness, dimension))
+            if not math.isfinite(C):
+                raise ValueError(
+                    f"minimize: the steps of option sketch = {sketch!r} are too long for option smoothness; "
+                    "make both from one L"
+                )
+            found["smoothness"] = C / own
         elif not self.estimating:
             found["smoothness"] = float(self.smoothness)
         return found
