@@ -41,7 +41,7 @@ void apply_signs(uint64_t key, const void *x, int type_x, void *out, int type, i
    where they lie, and whose columns a panel at a time in a buffer that a cache holds; signs go with the rows. */
 enum { NEAR = 12, ROW = 14, PANEL = 32 };
 #define HADAMARD(NUMBER)                                                                                     \
-    static void eights_##NUMBER(NUMBER *restrict x, int64_t size) {                                          \
+    ONCE void eights_##NUMBER(NUMBER *restrict x, int64_t size) {                                            \
         for (int64_t i = 0; i < size; i += 8) {                                                              \
             NUMBER a[8], b[8];                                                                               \
             for (int j = 0; j < 8; j++) a[j] = x[i + (j ^ 1)] + (j & 1 ? -x[i + j] : x[i + j]);              \
@@ -50,7 +50,7 @@ enum { NEAR = 12, ROW = 14, PANEL = 32 };
         }                                                                                                    \
     }                                                                                                        \
     /* Levels h = from, 2 from, …, size/2 of every stretch of `size` entries, two at a time. */              \
-    static void levels_##NUMBER(NUMBER *x, int64_t size, int64_t from) {                                     \
+    ONCE void levels_##NUMBER(NUMBER *x, int64_t size, int64_t from) {                                       \
         int64_t h = from;                                                                                    \
         for (; 4 * h <= size; h *= 4)                                                                        \
             for (int64_t i = 0; i < size; i += 4 * h) {                                                      \
@@ -66,7 +66,7 @@ enum { NEAR = 12, ROW = 14, PANEL = 32 };
                 for (int64_t j = 0; j < h; j++) { NUMBER s = a[j] + b[j]; b[j] = a[j] - b[j]; a[j] = s; }    \
             }                                                                                                \
     }                                                                                                        \
-    static void row_##NUMBER(NUMBER *x, int bits) {                                                          \
+    ONCE void row_##NUMBER(NUMBER *x, int bits) {                                                            \
         int64_t size = (int64_t)1 << bits, near = (int64_t)1 << (bits < NEAR ? bits : NEAR);                 \
         if (bits < 3) { levels_##NUMBER(x, size, 1); return; }                                               \
         for (int64_t i = 0; i < size; i += near) {                                                           \
@@ -75,7 +75,7 @@ enum { NEAR = 12, ROW = 14, PANEL = 32 };
         }                                                                                                    \
         levels_##NUMBER(x, size, near);                                                                      \
     }                                                                                                        \
-    static void columns_##NUMBER(NUMBER *x, int bits, int threads) {                                         \
+    ONCE void columns_##NUMBER(NUMBER *x, int bits, int threads) {                                           \
         int64_t width = (int64_t)1 << ROW, rows = bits > ROW ? (int64_t)1 << (bits - ROW) : 1;               \
         if (rows == 1) return;                                                                               \
 PARALLEL                                                                                                     \

@@ -2,7 +2,7 @@
 
 /* sums += Pᵀ of a tile of entries */
 #define SCATTER(NUMBER, SUM)                                                                                 \
-    static void scatter_##NUMBER##_##SUM(const Plan *p, const Tile *tile, int64_t start,                     \
+    ONCE void scatter_##NUMBER##_##SUM(const Plan *p, const Tile *tile, int64_t start,                       \
                                          const NUMBER *value, SUM *sums, int count) {                        \
         NUMBER found[TILE];                                                                                  \
         for (int t = 0; t < p->per_row; t++) {                                                               \

@@ -14,6 +14,9 @@ __attribute__((simd("notinbranch"))) double cos(double);
 #define PARALLEL
 #endif
 
+/* Called once a tile: copies of it in every caller would take the compiler seconds and save nothing. */
+#define ONCE static __attribute__((noinline))
+
 enum { TILE = 1024, SIGNS = 0, PLACES = 1 };
 
 typedef struct { uint32_t low, high; } Stream;
@@ -35,7 +38,7 @@ static inline uint32_t below(uint32_t bound, uint32_t bits) {
 }
 
 /* y ← y + h(x) mod bound, where x and y are below 2^31; h from its table if there is one */
-static void mix(Stream s, const uint32_t *table, uint32_t bound, const uint32_t *x, uint32_t *y, int count) {
+ONCE void mix(Stream s, const uint32_t *table, uint32_t bound, const uint32_t *x, uint32_t *y, int count) {
     uint32_t low = s.low, high = s.high;
     if (table)
 #pragma omp simd
@@ -54,7 +57,7 @@ static int double_rounds(uint64_t size) {
     int rounds = size > 1 ? (int)ceil(32 / log2((double)size)) : 2;
     return rounds > 2 ? rounds : 2;
 }
-static void permute(uint64_t key, uint32_t rows, uint32_t columns, const uint32_t *by_row,
+ONCE void permute(uint64_t key, uint32_t rows, uint32_t columns, const uint32_t *by_row,
                     const uint32_t *by_column, uint32_t *a, uint32_t *b, int count) {
     int rounds = double_rounds((uint64_t)rows * columns);
     for (int t = 0; t < rounds; t++) {

@@ -14,7 +14,7 @@ typedef struct {
 typedef struct { uint32_t place[MOST][TILE]; uint32_t signs[MOST][TILE / 32]; } Tile;
 
 /* The table of every second round, starting from a stream; none for more positions than a cache holds. */
-static uint32_t *table_of(const Plan *p, int number, uint32_t positions, uint32_t bound) {
+ONCE uint32_t *table_of(const Plan *p, int number, uint32_t positions, uint32_t bound) {
     int rounds = double_rounds((uint64_t)p->rank * (uint64_t)p->m);
     uint32_t *table = p->kind == BALANCED && positions <= 4096 ? malloc(sizeof(uint32_t) * positions * (size_t)rounds) : 0;
     for (int t = 0; table && t < rounds; t++) {
@@ -35,14 +35,14 @@ static Plan begin(const int64_t *told) {
 static void end(Plan *p) { free(p->by_row); free(p->by_column); }
 
 /* The signs of the positions start …, start a multiple of 32. */
-static void fill_signs(uint64_t key, int number, int64_t start, int count, uint32_t *signs) {
+ONCE void fill_signs(uint64_t key, int number, int64_t start, int count, uint32_t *signs) {
     Stream s = stream(key, number);
 #pragma omp simd
     for (int w = 0; w < (count + 31) / 32; w++) signs[w] = hashed(s, (uint64_t)(start >> 5) + w);
 }
 
 /* Places (columns of P) of the rows start … start + count − 1; those of STRIDED are counted where they are used. */
-static void fill_places(const Plan *p, int64_t start, int count, Tile *tile) {
+ONCE void fill_places(const Plan *p, int64_t start, int count, Tile *tile) {
     uint32_t *place = tile->place[0], other[TILE], r = (uint32_t)p->rank;
     if (p->kind == BALANCED) {
         uint32_t a = (uint32_t)(start % p->rank), b = (uint32_t)(start / p->rank);
@@ -88,7 +88,7 @@ static void fill_places(const Plan *p, int64_t start, int count, Tile *tile) {
         }
     }
 }
-static void fill(const Plan *p, int64_t start, int count, Tile *tile) {
+ONCE void fill(const Plan *p, int64_t start, int count, Tile *tile) {
     fill_places(p, start, count, tile);
     for (int t = 0; t < p->per_row; t++) fill_signs(p->key, SIGNS + 2 * t, start, count, tile->signs[t]);
 }
@@ -111,20 +111,20 @@ int has_half(void) { return 0; }
 /* Tiles of entries are treated in NUMBER: double where one side is double, otherwise float. */
 #define EACH(EXPRESSION) for (int k = 0; k < count; k++) EXPRESSION
 #define TILES(NUMBER, WORD, TOP)                                                                             \
-    static void load_##NUMBER(int type, const void *x, int64_t start, int count, NUMBER *value) {            \
+    ONCE void load_##NUMBER(int type, const void *x, int64_t start, int count, NUMBER *value) {              \
         if (type == FLOAT) EACH(value[k] = (NUMBER)((const float *)x)[start + k]);                           \
         else if (type == DOUBLE) EACH(value[k] = (NUMBER)((const double *)x)[start + k]);                    \
         else if (type == BFLOAT) EACH(value[k] = widened(((const uint16_t *)x)[start + k]));                 \
         else EACH(value[k] = (NUMBER)((const Half *)x)[start + k]);                                          \
     }                                                                                                        \
-    static void store_##NUMBER(int type, void *x, int64_t start, int count, const NUMBER *value) {           \
+    ONCE void store_##NUMBER(int type, void *x, int64_t start, int count, const NUMBER *value) {             \
         if (type == FLOAT) EACH(((float *)x)[start + k] = (float)value[k]);                                  \
         else if (type == DOUBLE) EACH(((double *)x)[start + k] = (double)value[k]);                          \
         else if (type == BFLOAT) EACH(((uint16_t *)x)[start + k] = narrowed((float)value[k]));               \
         else EACH(((Half *)x)[start + k] = (Half)(float)value[k]);                                           \
     }                                                                                                        \
     /* to = signs · from, in whole words of signs */                                                         \
-    static void flip_##NUMBER(const uint32_t *signs, const NUMBER *from, NUMBER *to, int count) {            \
+    ONCE void flip_##NUMBER(const uint32_t *signs, const NUMBER *from, NUMBER *to, int count) {              \
         for (int w = 0; w < (count + 31) / 32; w++)                                                          \
             for (int j = 0; j < 32; j++) {                                                                   \
                 WORD bits; memcpy(&bits, from + 32 * w + j, sizeof bits);                                    \
@@ -133,7 +133,7 @@ int has_half(void) { return 0; }
             }                                                                                                \
     }                                                                                                        \
     /* value = the rows of P, times s */                                                                     \
-    static void gather_##NUMBER(const Plan *p, const Tile *tile, int64_t start, const void *from,            \
+    ONCE void gather_##NUMBER(const Plan *p, const Tile *tile, int64_t start, const void *from,              \
                                 NUMBER *value, int count) {                                                  \
         const NUMBER *s = from;                                                                              \
         NUMBER found[TILE];                                                                                  \
