@@ -70,7 +70,7 @@ def main() -> None:
         options=OPTIONS,
     )
     print(
-        f"50 ridges at once: {int(stack.success.sum())} solved, {int(stack.nit.min())} to {int(stack.nit.max())} iterations"
+        f"50 ridges at once: {int(stack.success.sum())} solved, in at most {int(stack.nit.max())} iterations"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,13 +14,22 @@ import pytest
 import hasten
 from hasten.engine.stepping import COMPILE_FROM
 from hasten.optimizers import CATALOGUE
+from hasten.solvers import METHODS, Status
+from hasten.solvers.options import declared
+from hasten.solvers.stopping import Stopping
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def pages() -> ModuleType:
+def pages() -> Iterator[ModuleType]:
     pytest.importorskip("rich", reason="needs the extra: pip install 'hasten[race]'")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")  # as mkdocs does for its hooks
+        yield loaded()
+
+
+def loaded() -> ModuleType:
     spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
     assert spec is not None
     assert spec.loader is not None
@@ -50,7 +61,8 @@ def test_every_part_is_in_a_table(pages: ModuleType) -> None:
     for package in pages.PACKAGES.values():
         for name in package.__all__:
             kind = getattr(package, name)
-            if isinstance(kind, type) and issubclass(kind, hasten.words.Part):
+            part = isinstance(kind, type) and issubclass(kind, hasten.words.Part)
+            if part and not inspect.isabstract(kind):
                 assert f"[{name}][" in tables
 
 
@@ -61,6 +73,78 @@ def test_every_mark_is_answered(pages: ModuleType) -> None:
         for mark in re.findall(r"<!-- generated: (.*?) -->", page.read_text())
     ]
     assert sorted(marks) == sorted(pages.GENERATED)
+
+
+def test_every_family_of_sketches_is_in_the_table(pages: ModuleType) -> None:
+    table = pages.GENERATED["sketch families"]()
+    for name in hasten.sketches.__all__:
+        kind = getattr(hasten.sketches, name)
+        if (
+            isinstance(kind, type)
+            and issubclass(kind, hasten.sketches.Sketch)
+            and not inspect.isabstract(kind)
+        ):
+            assert table.count(f"[{name}][hasten.sketches.{name}]") == 1
+            assert kind.formula in table
+    assert set(pages.tables.CHOOSE) == set(pages.tables.families())
+
+
+def test_the_table_of_sketches_is_computed(pages: ModuleType) -> None:
+    """Against the constants of the i⁻² spectrum, worked out by hand: c = 1/17, C = 16 ℓ, S = 4/√ℓ."""
+    row = next(
+        line for line in pages.GENERATED["sketch families"]().splitlines() if "[BalancedCountSketch]" in line
+    )
+    inverse_squares = [i**-2.0 for i in range(1, 257)]
+    smoothness = (1 - 1 / 17) * 1 + sum(inverse_squares) / 17
+    cells = [cell.strip() for cell in row.split(" | ")]
+    assert cells[2:6] == ["16", "16", f"{16 * smoothness:.4g}", f"{4 / smoothness**0.5:.3g}"]
+
+
+def test_every_method_and_option_is_on_the_page(pages: ModuleType) -> None:
+    page = pages.GENERATED["methods"]()
+    for name, kind in METHODS.items():
+        section = page.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+        assert kind.source in page
+        for option in kind.options():
+            assert f"<code>{option.name}</code>" in section
+            assert option.meaning.replace("|", "&#124;") in section
+        row = next(line for line in page.splitlines() if line.startswith(f"| [`{name}`]"))
+        assert ("bounds" in row.split(" | ")[2]) == kind.takes_bounds
+    rules = pages.GENERATED["stopping"]()
+    assert all(f"<code>{option.name}</code>" in rules for option in declared(Stopping))
+    statuses = pages.GENERATED["statuses"]()
+    assert all(status.message in statuses for status in Status if status is not Status.RUNNING)
+
+
+def test_every_problem_is_in_a_table(pages: ModuleType) -> None:
+    convex = pages.GENERATED["convex problems"]()
+    assert all(f"<code>{name}</code>" in convex for name in hasten.problems.CONVEX_PROBLEMS)
+    collection = pages.GENERATED["least squares problems"]().splitlines()
+    assert [line.split(" | ")[0] for line in collection[2:]] == [f"| {k}" for k in range(1, 36)]
+
+
+def test_every_benchmark_is_listed(pages: ModuleType) -> None:
+    commands = pages.GENERATED["benchmark commands"]()
+    assert "python -m benchmarks.steps " in commands
+    assert "python -m benchmarks.minimize " in commands
+    for path in (ROOT / "benchmarks" / "claims" / "results").glob("*.json"):
+        assert f"python -m benchmarks.claims.{path.stem} " in commands
+
+
+def test_arguments_explained_together_are_explained_apart() -> None:
+    griffe = pytest.importorskip("griffe", reason="needs the extra: pip install 'hasten[docs]'")
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs" / "docstrings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    docstrings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docstrings)
+    thing = griffe.Function(
+        "f", docstring=griffe.Docstring("Do.\n\nArgs:\n    a, b: two\n        of them.\n    c: one.")
+    )
+    docstrings.Docstrings().on_instance(obj=thing)
+    assert thing.docstring.value == (
+        "Do.\n\nArgs:\n    a: two\n        of them.\n    b: two\n        of them.\n    c: one."
+    )
 
 
 def test_a_bar_in_a_cell_does_not_end_it(pages: ModuleType) -> None:
@@ -77,6 +161,7 @@ def test_numbers_in_prose(pages: ModuleType) -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     for text in (readme, changelog):
         assert f"{len(CATALOGUE)} named optimizers" in text
+    assert f"{len(METHODS)} methods" in readme
 
 
 def test_the_engines_table_has_every_argument() -> None:
