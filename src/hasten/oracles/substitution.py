@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from hasten.oracles.attention import differentiable_attention
 
 
 class Substitution(TorchFunctionMode):
@@ -183,13 +184,13 @@ def scalar(owner: str, loss: Any) -> Tensor:
 def differentiable_kernels(module: nn.Module | None) -> Iterator[None]:
     """Kernels that have forward derivatives in place of faster ones that have none.
 
-    Attention by the math backend, transformer layers without their fused inference path, cuDNN's recurrent layers by
-    torch's own, and compiled modules run eagerly.
+    Attention by the math backend in blocks, transformer layers without their fused inference path, cuDNN's recurrent
+    layers by torch's own, and compiled modules run eagerly.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
     with contextlib.ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(differentiable_attention())
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
         if recurrent and torch.cuda.is_available():
