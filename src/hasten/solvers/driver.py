@@ -1,4 +1,7 @@
-"""``minimize``: SciPy's interface for torch tensors, and the loop that runs every method."""
+"""``minimize``: SciPy's interface for torch tensors, and the loop that runs every method.
+
+What a method is asked for, and what the loop does for it, is written down in :mod:`hasten.solvers.method`.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +54,8 @@ def minimize(
         jac: the gradient. None: by automatic differentiation; True: `fun` returns ``(value, gradient)``; or a function.
         hess: not used by any method yet.
         prox: the proximal operator of a further term h: ``prox(v, step) = argmin_u h(u) + ‖u − v‖²/(2 step)``. If it
-            has an attribute `value` (a function of x, such as :class:`hasten.solvers.L1` has), h is part of `fun` in
-            the result.
+            has an attribute `value` (a function of x, as :class:`hasten.solvers.L1` has), h is part of the result's
+            `fun`.
         bounds: SciPy's ``Bounds``, a sequence of ``(low, high)``, or a pair of tensors; None is no bound.
         constraints: not used by any method yet.
         tol: another way to set the option `gtol`.

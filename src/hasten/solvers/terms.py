@@ -30,8 +30,24 @@ class Term(Protocol):
         """h(x)."""
 
 
+class Separable:
+    """A term that is a sum over entries, and so holds for tensors of any shape."""
+
+    def __call__(self, v: Tensor, step: float | Tensor) -> Tensor:
+        """The proximal operator."""
+        raise NotImplementedError
+
+    def entries(self, x: Tensor) -> Tensor:
+        """The summands."""
+        raise NotImplementedError
+
+    def value(self, x: Tensor) -> Tensor:
+        """h(x), a scalar."""
+        return self.entries(x).sum()
+
+
 @dataclass(frozen=True)
-class L1:
+class L1(Separable):
     """``h(x) = weight · ‖x‖₁``; its prox is soft thresholding. For ``minimize(..., prox=L1(0.1))``.
 
     Example:
@@ -49,13 +65,13 @@ class L1:
         """Each entry moved towards zero by ``weight · step``."""
         return v.sign() * (v.abs() - self.weight * step).clamp_(min=0)
 
-    def value(self, x: Tensor) -> Tensor:
-        """``weight · |x|``, entry by entry."""
+    def entries(self, x: Tensor) -> Tensor:
+        """``weight · |x|``."""
         return self.weight * x.abs()
 
 
 @dataclass(frozen=True)
-class Box:
+class Box(Separable):
     """The indicator of ``low ≤ x ≤ high``; its prox clips. Bounds passed to `minimize` become one.
 
     Example:
@@ -70,14 +86,14 @@ class Box:
         """The nearest point of the box."""
         return torch.minimum(torch.maximum(v, self.low), self.high)
 
-    def value(self, x: Tensor) -> Tensor:
-        """0: the methods only evaluate points of the box."""
+    def entries(self, x: Tensor) -> Tensor:
+        """0: the methods only report points of the box."""
         return torch.zeros_like(x)
 
 
 @dataclass(frozen=True)
 class FlatTerm:
-    """A user's prox, called on the user's structure with one step (batched: a step for each problem)."""
+    """A prox over the user's structure, called with one step (batched: with a step for each problem)."""
 
     call: Callable[[Any, Any], Any]
     structure: Structure
@@ -85,21 +101,21 @@ class FlatTerm:
     def prox(self, v: Tensor, step: Number, space: Space) -> Tensor:
         """The user's prox."""
         leaves = self.structure.leaves(v)
-        if isinstance(self.call, L1 | Box):  # stated for an entry: each tensor by itself
+        if isinstance(self.call, Separable):
             return self.structure.flatten([self.call(leaf, _shaped(step, leaf)) for leaf in leaves])
         steps = _shaped(step, leaves[0]) if len(leaves) == 1 else step
-        return self.structure.read(self.call(self.structure.restore(leaves), steps), "the result of prox").to(
-            v
-        )
+        moved = self.call(self.structure.restore(leaves), steps)
+        return self.structure.read(moved, "the result of prox").to(v)
 
     def value(self, x: Tensor, space: Space) -> Number:
         """The user's h, from the attribute `value` of prox where it has one; otherwise 0."""
+        leaves = self.structure.leaves(x)
+        if isinstance(self.call, Separable):
+            return space.sum(self.structure.flatten([self.call.entries(leaf) for leaf in leaves]))
         value = getattr(self.call, "value", None)
         if value is None:
             return space.number(0.0)
-        if isinstance(self.call, L1 | Box):
-            return space.sum(self.structure.flatten([value(leaf) for leaf in self.structure.leaves(x)]))
-        found = torch.as_tensor(value(self.structure.restore(self.structure.leaves(x))), dtype=torch.float64)
+        found = torch.as_tensor(value(self.structure.restore(leaves)), dtype=torch.float64)
         return found if space.batched else found.item()
 
 
