@@ -27,9 +27,9 @@ class ForwardMode(SubspaceOracle):
     not draw a new batch. All evaluations of a step see the same dropout masks and the same batch-norm statistics, and
     after the step the random number generators and the module's buffers are as after one forward pass. (The buffers
     are known where the optimizer was given the module instead of its parameters.) Attention, transformer layers and
-    recurrent layers use kernels that have forward derivatives (attention without a T×T matrix, unless it drops out), and
-    compiled modules run eagerly. A non-finite loss
-    gives non-finite gradients, which the optimizer's ``on_nonfinite`` answers.
+    recurrent layers use kernels that have forward derivatives (attention without a T×T matrix, unless it drops out),
+    and compiled modules run eagerly. A non-finite loss gives non-finite gradients, which the optimizer's
+    ``on_nonfinite`` answers.
 
     Args:
         chunk: directions taken together; by default as many as hold 2²⁰ numbers (2²⁴ on an accelerator), at most 16.
