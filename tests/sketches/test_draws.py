@@ -34,7 +34,7 @@ def around(P: torch.Tensor, x: torch.Tensor) -> float:
     return float((P.abs() @ x).max()) + 1e-30 if P.numel() else 0.0
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(sorted(FAMILIES)),
     SIZES,

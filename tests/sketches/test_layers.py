@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hasten.sketches import BalancedCountSketch, Curvature, Haar, Identity, PerLayer, SparseSign, blocks
+from hasten.sketches import (
+    BalancedCountSketch,
+    Curvature,
+    Haar,
+    Identity,
+    ImportanceCoordinates,
+    PerLayer,
+    SparseSign,
+    blocks,
+)
 
 SHAPES = [(3, 4), (4,), (0, 7), (4, 2), (), (2, 2, 2)]
 SIZES = [12, 4, 0, 8, 1, 8]
@@ -105,7 +114,7 @@ def test_binding_is_asked_for_by_name() -> None:
             ask()
     with pytest.raises(ValueError, match="dimension = 5 is not allowed; it is bound to 4 entries"):
         sketch.bind([(2, 2)]).nu(5)
-    for wrong in (sketch, "balanced", None):
+    for wrong in (sketch, "balanced", None, Identity(), ImportanceCoordinates(torch.ones(4))):
         with pytest.raises(TypeError, match=r"PerLayer: sketch = .* is not allowed"):
             PerLayer(wrong)
     with pytest.raises(ValueError, match="sparsity = 8 is not allowed"):

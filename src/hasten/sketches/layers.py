@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import ClassVar
@@ -148,7 +148,7 @@ class PerLayer(Sketch):
         exact: which shapes are kept whole; vectors and scalars unless told otherwise.
 
     Raises:
-        TypeError: the sketch is itself per layer, or a moment or a draw is asked for before `bind`.
+        TypeError: the sketch has no rank or ratio to divide, or a moment or a draw is asked for before `bind`.
 
     Example:
         >>> from hasten.sketches import BalancedCountSketch
@@ -165,9 +165,9 @@ class PerLayer(Sketch):
     formula: ClassVar[str] = "P = blockdiag(P_b)"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sketch, Sketch) or isinstance(self.sketch, PerLayer):
+        if not isinstance(self.sketch, Sketch) or not all(f.init for f in fields(self.sketch)):
             raise TypeError(
-                f"PerLayer: sketch = {self.sketch!r} is not allowed; it must be a sketch that is not per layer"
+                f"PerLayer: sketch = {self.sketch!r} is not allowed; it must be a sketch with a rank or a ratio"
             )
 
     def bind(self, shapes: Sequence[Shape]) -> PerLayer:
