@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def growth(options: argparse.Namespace, record: dict[str, Any]) -> None:
     """The scaling."""
     dimensions = (100,) if options.quick else scaling.DIMENSIONS
     with counter("scaling", 2 * len(dimensions)) as done:
-        timings = scaling.measure(dimensions, 2 if options.quick else options.rounds, scaling.pair(), done)
+        timings = scaling.measure(dimensions, 2 if options.quick else options.rounds, done)
     page = report.scaling_page(timings, record["command"], options.quick)
     write("scaling", page, record | {"rows": report.records(timings)}, options.out)
 
@@ -100,7 +101,7 @@ def main(given: list[str] | None = None) -> None:
     contenders += [c for c in selected([OURS, REFERENCE]) if c not in contenders]
     options.out.mkdir(parents=True, exist_ok=True)
     record = {
-        "command": " ".join(["python -m benchmarks.minimize", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.minimize", *given]),
         "quick": options.quick,
         "environment": report.environment(),
     }

@@ -41,7 +41,8 @@ SCALING = (
     "Seconds for a whole run, medians and quartiles of interleaved rounds in rotated order after one unmeasured "
     f"round; the ratio is to SciPy's run of the same round. Extended Rosenbrock from its start; a quadratic of "
     f"condition {CONDITION:g} with curvatures spread evenly in the logarithm. {MEMORY} steps are remembered by "
-    "hasten and SciPy, 100 by pytorch-minimize, their defaults."
+    "hasten and SciPy, 100 by pytorch-minimize, their defaults; which is why it takes part up to "
+    f"d = {FROM:,} only."
 )
 
 

@@ -186,7 +186,14 @@ def test_scaling_functions() -> None:
     x = torch.ones(5, dtype=torch.float64)
     assert float(quadratic(x)) == 0
     curvature = torch.autograd.functional.hessian(quadratic, x).diagonal()
-    torch.testing.assert_close(curvature, torch.tensor([1, 0.1, 0.01, 1e-3, 1e-4], dtype=torch.float64))
+    torch.testing.assert_close(curvature, torch.logspace(0, -3, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("d", "others"), [(10**5, {"torchmin"}), (10**6, set())])
+def test_the_other_library_stops_where_its_memory_would_not_fit(d: int, others: set[str]) -> None:
+    ours, reference, *rest = scaling.taking_part(d)
+    assert (ours.name, reference.name) == (OURS, REFERENCE)
+    assert {c.library for c in rest} <= others
 
 
 def test_what_is_not_finite_is_null() -> None:
