@@ -40,7 +40,8 @@ class Backpropagation(Oracle):
             return Observation()
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         loss, gradients = differentiate(closure, params)
-        return Observation(loss, gradients, numbers={"loss": float(loss)} if self.loss else {})
+        value = loss.detach() if isinstance(loss, Tensor) else loss
+        return Observation(loss, gradients, numbers={"loss": float(value)} if self.loss else {})
 
 
 def differentiate(
