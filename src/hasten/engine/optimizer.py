@@ -137,12 +137,14 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"{self.name}: {part!r} is not allowed; it must be {_ARTICLES[kind]}")
         if lr is not None:
             iterate = dataclasses.replace(iterate, lr=lr)  # type: ignore[call-arg]  # every iterate declares lr
-        has_decay = any(
-            "weight_decay" in {h.name for h in part.hypers()} for part in (oracle, *transforms, iterate)
-        )
-        if has_decay and weight_decay is not None:
-            raise ValueError(f"{self.name}: weight_decay is given twice: as an argument and in a part")
-        if not has_decay:
+        parts = (oracle, *transforms, iterate)
+        decaying = next((p for p in parts if "weight_decay" in {h.name for h in p.hypers()}), None)
+        if decaying is not None and weight_decay is not None:
+            raise ValueError(
+                f"{self.name}: weight_decay is given twice: as an argument and in {type(decaying).__name__}; "
+                "leave the argument out and give it there"
+            )
+        if decaying is None:
             transforms = (*transforms, WeightDecay(0.0 if weight_decay is None else weight_decay))
         return Sentence(oracle, transforms, iterate)
 
