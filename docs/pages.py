@@ -51,6 +51,7 @@ def optimizer_page(name: str) -> str:
     """Everything about an optimizer: what it does, its sentence, arguments, state, source, relatives."""
     kind, optimizer = CATALOGUE[name], sample(name)
     prose, _, example = plain(kind.__doc__ or "").partition("\nExample:\n")
+    prose = prose.partition("\nArgs:\n")[0]  # arguments are in the tables, and in the reference below
     description = hasten.describe(optimizer)
     buffers = [buffer for part in description.parts for buffer in part.buffers]
     kept = f": {', '.join(f'`{buffer}`' for buffer in buffers)}" if buffers else ""
@@ -184,8 +185,10 @@ def _default(value: Any) -> str:
 
 
 def reference_of(package: ModuleType) -> str:
-    """Everything public of a package, for the reference."""
-    return "\n\n".join(f"::: {package.__name__}.{name}" for name in package.__all__)
+    """Everything public of a package, functions first; methods of `minimize` are on its own page."""
+    methods = {kind.__name__ for kind in solvers.METHODS.values()} if package is solvers else set()
+    names = sorted(set(package.__all__) - methods, key=lambda name: (not name[0].islower(), name))
+    return "\n\n".join(f"::: {package.__name__}.{name}" for name in names)
 
 
 def readme_excerpt() -> str:

@@ -48,6 +48,7 @@ def test_the_page_of_an_optimizer(pages: ModuleType, name: str) -> None:
         assert f"<code>{place}</code>" in page
     assert ":class:" not in page
     assert ":meth:" not in page
+    assert "Args:" not in page
 
 
 def test_the_tables_hold_every_optimizer(pages: ModuleType) -> None:
@@ -121,6 +122,15 @@ def test_every_problem_is_in_a_table(pages: ModuleType) -> None:
     assert all(f"<code>{name}</code>" in convex for name in hasten.problems.CONVEX_PROBLEMS)
     collection = pages.GENERATED["least squares problems"]().splitlines()
     assert [line.split(" | ")[0] for line in collection[2:]] == [f"| {k}" for k in range(1, 36)]
+
+
+def test_everything_public_is_in_the_reference(pages: ModuleType) -> None:
+    methods = {f"hasten.solvers.{kind.__name__}" for kind in METHODS.values()}
+    for name, package in pages.ROOMS.items():
+        listed = pages.GENERATED[f"reference {name}"]().removeprefix("::: ").split("\n\n::: ")
+        public = {f"{package.__name__}.{thing}" for thing in package.__all__}
+        assert len(listed) == len(set(listed))
+        assert set(listed) == public - methods
 
 
 def test_every_benchmark_is_listed(pages: ModuleType) -> None:
