@@ -221,7 +221,7 @@ def least_squares_problems() -> str:
 
 def benchmark_commands() -> str:
     """Every program of the benchmarks that can be run, with the first sentence of its docstring."""
-    lines = []
+    rows = []
     programs = [
         path for pattern in ("*.py", "*/__main__.py", "claims/*.py") for path in BENCHMARKS.glob(pattern)
     ]
@@ -233,5 +233,5 @@ def benchmark_commands() -> str:
         elif 'if __name__ == "__main__":' not in text:
             continue
         about = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].partition(": ``")[0].rstrip(".")
-        lines.append(f"python -m {'.'.join(place.parts):<52}  # {about}")
-    return "```bash\n" + "\n".join(lines) + "\n```"
+        rows.append([code(f"python -m {'.'.join(place.parts)}"), about])
+    return table(["program", "what it measures"], rows)

@@ -135,10 +135,10 @@ def test_everything_public_is_in_the_reference(pages: ModuleType) -> None:
 
 def test_every_benchmark_is_listed(pages: ModuleType) -> None:
     commands = pages.GENERATED["benchmark commands"]()
-    assert "python -m benchmarks.steps " in commands
-    assert "python -m benchmarks.minimize " in commands
+    assert "<code>python -m benchmarks.steps</code>" in commands
+    assert "<code>python -m benchmarks.minimize</code>" in commands
     for path in (ROOT / "benchmarks" / "claims" / "results").glob("*.json"):
-        assert f"python -m benchmarks.claims.{path.stem} " in commands
+        assert f"<code>python -m benchmarks.claims.{path.stem}</code>" in commands
 
 
 def test_arguments_explained_together_are_explained_apart() -> None:
