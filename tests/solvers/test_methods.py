@@ -134,6 +134,25 @@ def test_a_composite_solution_satisfies_its_optimality_conditions(method):
     )
 
 
+@pytest.mark.parametrize("method", ["gradient-descent", "nesterov", "fista"])
+def test_backtracking_works_where_round_off_decides_the_values(method):
+    """With 1e6 added to f, differences of f say nothing long before the gradient is small."""
+    problem = Quadratic(torch.logspace(0, -2, 12, dtype=torch.float64), seed=3)
+    plain, raised = (
+        minimize(lambda x, c=offset: problem.value(x) + c, START, method, tol=1e-7) for offset in (0.0, 1e6)
+    )
+    assert raised.success
+    assert raised.nit <= 1.5 * plain.nit
+
+
+def test_the_first_step_length_is_the_curvature_along_the_gradient():
+    """s = ‖g‖/‖Hg‖ on a quadratic, so that no trial is wasted when the spectrum is narrow."""
+    g = PROBLEM.gradient(START)
+    s = g.norm() / (PROBLEM.hessian @ g).norm()
+    shown = points(PROBLEM.value, START, "gradient-descent", 1)[0]
+    assert torch.allclose(shown, START - s * g, rtol=1e-6)
+
+
 def test_restarts_pay():
     """O'Donoghue & Candès: on a strongly convex function of unknown μ, restarting regains the linear rate."""
     counts = {

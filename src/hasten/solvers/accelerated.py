@@ -115,14 +115,16 @@ class AcceleratedMethod(Method):
         gap = x - state.y
         value = objective.value(x) if self._compares else state.smooth
         slope, square = space.dot(state.slope, gap), space.dot(gap, gap)
-        accepted = rule.accepts(objective, value - state.smooth, slope, square, s, state.smooth)
+        # What round-off of f decides is let pass: a length that has grown too long shows when f rises by more.
+        rise = value - state.smooth - 10 * space.epsilon * abs(state.smooth)
+        accepted = rule.accepts(rise, slope, square, s)
         length = divide(space.largest(gap), s)
         restart = accepted & self._restarts(objective, state, x, gap, value)
         state.value = where(accepted, objective.whole(value, x), state.value)
         state.z = space.select(restart, x, space.select(accepted, z, state.z))
         state.iterate = space.select(accepted, x, state.iterate)
         state.A = where(restart, 0.0, where(accepted, n.A, state.A))
-        state.s = self._limited(rule.next(objective, accepted, slope, s, state.smooth))
+        state.s = self._limited(rule.next(accepted, s))
         state.next = n = self._coefficients(state.A, state.s)
         state.y = space.add(state.iterate, n.theta, state.z - state.iterate)
         state.smooth, state.slope = objective.value_and_gradient(state.y)

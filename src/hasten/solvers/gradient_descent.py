@@ -41,27 +41,15 @@ class StepLength:
         inverse = divide(space.norm(probe - x), space.norm(there - g))
         return where(isfinite(inverse) & (inverse > 0), inverse, space.number(1.0))
 
-    def accepts(
-        self, objective: Objective, rise: Number, slope: Number, square: Number, s: Number, f: Number
-    ) -> Mask:
-        """Whether ``rise = f(x) − f(y)`` obeys the test, with `slope` ⟨∇f(y), x−y⟩ and `square` ‖x−y‖².
-
-        Differences of values that round-off decides are let pass.
-        """
+    def accepts(self, rise: Number, slope: Number, square: Number, s: Number) -> Mask:
+        """Whether ``rise = f(x) − f(y)`` obeys the test, with `slope` ⟨∇f(y), x−y⟩ and `square` ‖x−y‖²."""
         if self.smoothness is not None:
-            return rise == rise if objective.space.batched else True
-        return rise <= slope + divide(square, 2 * s) + self._roundoff(objective, f)
+            return s == s
+        return rise <= slope + divide(square, 2 * s)
 
-    def next(self, objective: Objective, accepted: Mask, slope: Number, s: Number, f: Number) -> Number:
-        """The next length. It does not grow where the test says nothing, since round-off decides it."""
-        if self.smoothness is not None:
-            return s
-        told = abs(slope) > 100 * self._roundoff(objective, f)
-        return s * where(accepted, where(told, self.grow, 1.0), self.shrink)
-
-    @staticmethod
-    def _roundoff(objective: Objective, f: Number) -> Number:
-        return 10 * objective.space.epsilon * abs(f)
+    def next(self, accepted: Mask, s: Number) -> Number:
+        """The next length."""
+        return s if self.smoothness is not None else s * where(accepted, self.grow, self.shrink)
 
 
 def gradient_step(objective: Objective, y: Tensor, g: Tensor, s: Number) -> tuple[Tensor, Number]:
@@ -116,8 +104,11 @@ class GradientDescent(Method):
         f, g = objective.value_and_gradient(x)
         move = x - state.x
         slope, square = space.dot(state.g, move), space.dot(move, move)
-        accepted = rule.accepts(objective, f - state.smooth, slope, square, state.s, f)
-        s = rule.next(objective, accepted, slope, state.s, f)
+        rise = f - state.smooth
+        # Where half of the digits of f have cancelled, the trapezoidal rule along the step states its change.
+        rise = where(abs(rise) <= space.epsilon**0.5 * abs(f), 0.5 * (slope + space.dot(g, move)), rise)
+        accepted = rule.accepts(rise, slope, square, state.s)
+        s = rule.next(accepted, state.s)
         if space.any(accepted):
             state.x = space.select(accepted, x, state.x)
             state.g = space.select(accepted, g, state.g)
