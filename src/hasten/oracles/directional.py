@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -15,6 +15,9 @@ from torch.func import jvp, vmap
 from hasten.oracles.failures import explaining
 from hasten.oracles.substitution import Loss, differentiable_kernels, scalar
 from hasten.sketches.sketch import Draw
+
+Direction: TypeAlias = Callable[[], Sequence[Tensor]]
+"""A direction by variable, made anew whenever it is needed: to keep it would take the room of the parameters."""
 
 LARGEST_CHUNK = 16
 """Directions that go through the model together, at most, unless the user says otherwise."""
@@ -96,12 +99,13 @@ def directional_derivatives(
     return value, torch.cat(found)
 
 
-def push(loss: Loss, tangents: Sequence[Tensor | None], together: bool) -> tuple[Tensor, Tensor, bool]:
+def push(loss: Loss, tangents: list[Tensor | None], together: bool) -> tuple[Tensor, Tensor, bool]:
     """The loss and its derivatives along c directions, in one pass.
 
     Args:
         loss: the function.
-        tangents: the directions by variable, each of shape (c, \\*shape); None where the variable does not move.
+        tangents: the directions by variable, each of shape (c, \\*shape); None where the variable does not move. The
+            list is emptied, so that nothing but the pass itself holds them.
         together: whether c may exceed 1. Both ways draw dropout masks from the same generator, but for some layouts of
             memory not in the same order, so all passes of a step go the same way.
 
@@ -112,19 +116,25 @@ def push(loss: Loss, tangents: Sequence[Tensor | None], together: bool) -> tuple
         return (_together if together else _alone)(loss, tangents)
 
 
-def _alone(loss: Loss, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, bool]:
+def _alone(loss: Loss, tangents: list[Tensor | None]) -> tuple[Tensor, Tensor, bool]:
     """One direction: the variables themselves carry it as dual numbers until the pass ends; their values stay."""
     with forward_ad.dual_level():
-        for p, t in zip(loss.variables, tangents, strict=True):
-            if t is not None:
-                p.copy_(dual(p.detach(), t[0]))
+        _carry(loss.variables, tangents)
         value, slope = parts_of(scalar(loss.owner, loss.closure()))
         if slope is None:
             return value, torch.zeros_like(value).reshape(1), False
         return value, slope.reshape(1), True
 
 
-def _together(loss: Loss, tangents: Sequence[Tensor | None]) -> tuple[Tensor, Tensor, bool]:
+def _carry(variables: Sequence[Tensor], tangents: list[Tensor | None]) -> None:
+    """Make the variables dual numbers. They hold copies of the directions, which are let go of before the pass."""
+    for p, t in zip(variables, tangents, strict=True):
+        if t is not None:
+            p.copy_(dual(p.detach(), t[0]))
+    tangents.clear()
+
+
+def _together(loss: Loss, tangents: list[Tensor | None]) -> tuple[Tensor, Tensor, bool]:
     """Many directions, by a batched Jacobian-vector product."""
     moving = [i for i, t in enumerate(tangents) if t is not None]
     points, reached = [p.detach() for p in loss.variables], False
@@ -159,22 +169,24 @@ def parts_of(result: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 @contextlib.contextmanager
-def moved(variables: Sequence[Tensor], direction: Sequence[Tensor], length: float) -> Iterator[None]:
+def moved(variables: Sequence[Tensor], along: Direction, length: float) -> Iterator[None]:
     """The variables at y + length · direction; put back bit for bit."""
     kept = [p.detach().clone() for p in variables]
     with torch.no_grad():
         try:
-            for p, d in zip(variables, direction, strict=True):
-                p.add_(d, alpha=length)
+            _shift(variables, along(), length)
             yield
         finally:
             for p, value in zip(variables, kept, strict=True):
                 p.copy_(value)
 
 
-def second_derivative(
-    slope: Callable[[], float], variables: Sequence[Tensor], direction: Sequence[Tensor]
-) -> float:
+def _shift(variables: Sequence[Tensor], direction: Sequence[Tensor], length: float) -> None:
+    for p, d in zip(variables, direction, strict=True):
+        p.add_(d, alpha=length)
+
+
+def second_derivative(slope: Callable[[], float], variables: Sequence[Tensor], along: Direction) -> float:
     """q = Gᵀ∇²f(y)G, the central difference of the derivatives along G at y ± hG.
 
     Nested forward mode would be exact for most functions, but torch's forward derivative of batch normalisation is
@@ -183,23 +195,23 @@ def second_derivative(
     Args:
         slope: G·∇f at the variables as they are.
         variables: y; moved and put back.
-        direction: G by variable.
+        along: makes G.
     """
-    size = root_mean_square(direction)
+    size = root_mean_square(along())
     if size == 0 or not math.isfinite(size):
         return 0.0 if size == 0 else math.nan
-    h = difference_step(variables, direction, 1 / 3)
-    with moved(variables, direction, h):
+    h = difference_step(variables, size, 1 / 3)
+    with moved(variables, along, h):
         ahead = slope()
-    with moved(variables, direction, -h):
+    with moved(variables, along, -h):
         behind = slope()
     return (ahead - behind) / (2 * h)
 
 
-def difference_step(points: Sequence[Tensor], direction: Sequence[Tensor], power: float) -> float:
-    """The length along `direction` that changes entries by ε^power of their root mean square (of 1 at zero)."""
+def difference_step(points: Sequence[Tensor], size: float, power: float) -> float:
+    """The length along a direction of root mean square `size` that changes entries by ε^power of theirs (of 1 at 0)."""
     epsilon = max(torch.finfo(y.dtype).eps for y in points)
-    return float(epsilon**power) * (root_mean_square(points) or 1.0) / root_mean_square(direction)
+    return float(epsilon**power) * (root_mean_square(points) or 1.0) / size
 
 
 def root_mean_square(tensors: Sequence[Tensor]) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hasten.engine.checks import check_choice, optional_number
-from hasten.oracles.directional import difference_step, moved, root_mean_square, squared_norm
+from hasten.oracles.directional import Direction, difference_step, moved, root_mean_square, squared_norm
 from hasten.oracles.failures import explaining
 from hasten.oracles.subspace import DrawnBlock, Lesson, SubspaceOracle
 from hasten.oracles.substitution import Loss, State
@@ -89,15 +89,15 @@ class FiniteDifference(SubspaceOracle):
         value = sum(here.values) / len(here.values) if base is None else base
         return Lesson(here.like(value), value, coordinates, len(here.values))
 
-    def bend(
-        self, loss: Loss | None, variables: Sequence[Tensor], direction: Sequence[Tensor], start: State
-    ) -> float:
+    def bend(self, loss: Loss | None, variables: Sequence[Tensor], along: Direction, start: State) -> float:
         """The second difference of the loss along G."""
         assert loss is not None
-        if root_mean_square(direction) == 0:
+        column = dict(zip(variables, along(), strict=True))
+        size = root_mean_square(list(column.values()))
+        if size == 0:
             return 0.0
-        eta = difference_step(variables, direction, 1 / 4)
-        here, column = _Evaluations(loss, start), dict(zip(variables, direction, strict=True))
+        eta = difference_step(variables, size, 1 / 4)
+        here = _Evaluations(loss, start)
         return (here.at(column, eta) - 2 * here.at({}, 0.0) + here.at(column, -eta)) / eta**2
 
 
@@ -114,7 +114,7 @@ class _Evaluations:
         """f(y + length · direction)."""
         self.start.restore()
         with (
-            moved(list(direction), list(direction.values()), length),
+            moved(list(direction), lambda: list(direction.values()), length),
             explaining(self.loss.owner, self.loss.module),
         ):
             self.result = self.loss.closure()

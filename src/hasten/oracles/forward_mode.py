@@ -79,10 +79,10 @@ class ForwardMode(SubspaceOracle):
         for block in drawn:
             found = []
             for begin in range(0, block.draw.rank, size):
-                directions = block.directions(begin, min(begin + size, block.draw.rank))
+                tangents = block.tangents(begin, min(begin + size, block.draw.rank), loss.variables)
                 if evaluations:
                     start.restore()
-                value, slopes, reached = push(loss, [directions.get(p) for p in loss.variables], together)
+                value, slopes, reached = push(loss, tangents, together)
                 first = value if first is None else first
                 _check_same(first, value)
                 connected, evaluations = connected or reached, evaluations + 1

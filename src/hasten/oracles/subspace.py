@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hasten.engine.scheduling import scheduled
 from hasten.oracles.backpropagation import Backpropagation
-from hasten.oracles.directional import push, second_derivative, squared_norm
+from hasten.oracles.directional import Direction, push, second_derivative, squared_norm
 from hasten.oracles.substitution import Loss, State
 from hasten.sketches import BalancedCountSketch, Draw, Sketch, blocks
 from hasten.words import NONNEGATIVE, Observation, Oracle, Value, hyper
@@ -43,6 +43,11 @@ class DrawnBlock:
     def directions(self, start: int, stop: int) -> dict[Tensor, Tensor]:
         """Columns start … stop−1 of P by parameter, each of shape (stop − start, \\*shape)."""
         return self._split(self.draw.columns(start, stop, dtype=self.dtype, device=self.device))
+
+    def tangents(self, start: int, stop: int, variables: Sequence[Tensor]) -> list[Tensor | None]:
+        """The same for each of `variables`; None for those of other blocks."""
+        found = self.directions(start, stop)
+        return [found.get(p) for p in variables]
 
     def _split(self, entries: Tensor) -> dict[Tensor, Tensor]:
         pieces = zip(self.variables, torch.split(entries, self.sizes, dim=-1), strict=True)
@@ -130,32 +135,39 @@ class SubspaceOracle(Oracle, abc.ABC):
             lesson = self.learn(optimizer, loss, drawn, start)
             if lesson is None:
                 return Observation()
-            gradients: dict[Tensor, Tensor] = {}
-            square, learnt = 0.0, 0
+            learnt: list[tuple[DrawnBlock, Tensor]] = []
             for block, s in zip(drawn, lesson.coordinates, strict=True):
                 if s is None:
                     continue
-                learnt += block.draw.rank
                 if any(decay[p] for p in block.variables):
                     s = s + block.project([decay[p] * p.detach() for p in block.variables]).to(s)
-                square += squared_norm(s)
-                gradients.update(block.lift(s))
+                learnt.append((block, s))
+
+            def lifted() -> dict[Tensor, Tensor]:
+                return {p: g for block, s in learnt for p, g in block.lift(s).items()}
+
             numbers = {
                 "loss": sign * (lesson.value + sum(d / 2 * squared_norm(p) for p, d in decay.items() if d)),
-                "squared_norm": square,
-                "directional_derivatives": float(learnt),
+                "squared_norm": sum(squared_norm(s) for _, s in learnt),
+                "directional_derivatives": float(sum(block.draw.rank for block, _ in learnt)),
                 "evaluations": float(lesson.evaluations),
                 "short_step": _short_step(drawn),
             }
             if self.curvature:
                 after = State(optimizer.module, {p.device for p in variables})
-                bend = self.bend(
-                    loss, variables, [gradients.get(p, torch.zeros_like(p)) for p in variables], start
-                )
-                ridge = sum(d * squared_norm(gradients[p]) for p, d in decay.items() if d and p in gradients)
-                numbers["curvature"] = bend + ridge
+
+                def along() -> list[Tensor]:
+                    found = lifted()
+                    return [found[p] if p in found else torch.zeros_like(p) for p in variables]
+
+                numbers["curvature"] = self.bend(loss, variables, along, start)
                 numbers["evaluations"] += self.bend_evaluations
                 after.restore()
+            gradients = lifted()
+            if self.curvature:
+                numbers["curvature"] += sum(
+                    d * squared_norm(gradients[p]) for p, d in decay.items() if p in gradients and d
+                )
         except BaseException:
             start.restore()
             raise
@@ -179,18 +191,16 @@ class SubspaceOracle(Oracle, abc.ABC):
         """Whether several directions go through the closure at once."""
         return False
 
-    def bend(
-        self, loss: Loss | None, variables: Sequence[Tensor], direction: Sequence[Tensor], start: State
-    ) -> float:
+    def bend(self, loss: Loss | None, variables: Sequence[Tensor], along: Direction, start: State) -> float:
         """Gᵀ∇²h G of the closure's loss h."""
         if loss is None:
             raise TypeError(f"{type(self).__name__}: curvature=True needs a closure that returns the loss")
 
         def slope() -> float:
             start.restore()
-            return float(push(loss, [g[None] for g in direction], self.together(variables))[1])
+            return float(push(loss, [g[None] for g in along()], self.together(variables))[1])
 
-        return second_derivative(slope, variables, direction)
+        return second_derivative(slope, variables, along)
 
 
 def decays(optimizer: Any, key: str) -> dict[Tensor, float]:
