@@ -19,6 +19,8 @@ from benchmarks.claims import (
     recursions,
     simplified_ademamix,
     spectral_radii,
+    subspace_expectations,
+    subspace_oracle_calls,
     table,
 )
 from benchmarks.claims.claim import Check, Claim, Table
@@ -48,7 +50,13 @@ def test_every_claim_has_a_committed_result_and_a_row_in_the_index() -> None:
     folder = Path(table.__file__).parent
     page = (folder / "README.md").read_text("utf-8")
     assert page == table.index(table.records(folder / "results"))
-    for module in (estimated_constants, noise_dominated_least_squares, simplified_ademamix, spectral_radii):
+    for module in (
+        estimated_constants,
+        noise_dominated_least_squares,
+        simplified_ademamix,
+        spectral_radii,
+        subspace_oracle_calls,
+    ):
         record = json.loads((folder / "results" / f"{module.NAME}.json").read_text("utf-8"))
         assert not record["quick"]
         assert record["title"] in page
@@ -136,6 +144,41 @@ def test_state_floats_agree_with_the_description() -> None:
         optimizer.step()
         described = hasten.describe(optimizer).floats_per_parameter
         assert simplified_ademamix.state_floats(optimizer) == described
+
+
+def test_a_row_reads_off_iterations_speed_up_and_tightness() -> None:
+    block = subspace_expectations.blocks(quick=True)[0]
+    baseline, sketched = (
+        subspace_oracle_calls.Run(block, row, [10, 20, 30], [0.5, found, 0.001])
+        for row, found in zip(block.rows[:2], (0.009, 0.02), strict=True)
+    )
+    assert (baseline.iterations(0.01), sketched.iterations(0.01)) == (20, 30)
+    assert baseline.iterations(1e-9) is None
+    r = sketched.prediction.rank
+    assert subspace_oracle_calls.speed_ups(sketched, baseline) == [pytest.approx(256 * 20 / (r * 30))]
+    # 2CR²/(k+1)² with C = 1
+    bound = [2 * block.problem.distance**2 / (k + 1) ** 2 for k in (10, 20, 30)]
+    ratios = [gap * block.problem.gap / b for gap, b in zip(baseline.gaps, bound, strict=True)]
+    assert baseline.tightness == pytest.approx(max(ratios), rel=1e-12)
+    assert not baseline.agrees  # 41 expected
+    assert baseline.deviation == pytest.approx(21 / 41)
+
+
+def test_a_rotated_problem_keeps_start_minimiser_and_spectrum() -> None:
+    block = next(b for b in subspace_expectations.blocks(quick=False) if b.title == "i⁻², d = 256")
+    row = next(row for row in block.rows if row.turned is not None)
+    assert row.turned.gap == pytest.approx(block.problem.gap, rel=1e-12)
+    assert row.turned.distance == pytest.approx(block.problem.distance, rel=1e-12)
+    assert row.sketch.expected_smoothness(row.turned.curvature) == pytest.approx(1.153, rel=2e-2)
+
+
+@pytest.mark.slow
+def test_subspace_oracle_calls_in_quick_mode(tmp_path: Path) -> None:
+    claim = subspace_oracle_calls.run(quick=True, folder=tmp_path)
+    claim.write(tmp_path)
+    assert claim.quick
+    assert (tmp_path / f"{claim.name}.png").stat().st_size > 10_000
+    assert all(check.holds for check in claim.checks), claim.checks
 
 
 @pytest.mark.slow
