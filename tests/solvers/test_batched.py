@@ -110,6 +110,10 @@ def test_problems_that_have_ended_are_left_alone():
     assert (result.nfev <= 6).all()
     assert len(result.history["fun"]) <= 7
     assert result.history["fun"][0].shape == (4,)
+    ended = result.success
+    assert ended.any()
+    assert torch.equal(result.history["fun"][-1][ended], result.fun[ended])
+    assert torch.equal(result.history["nit"][-1].long(), result.nit)
 
 
 def test_a_structure_is_batched_leaf_by_leaf():

@@ -225,12 +225,13 @@ def test_a_method_may_be_given_with_its_options():
         LBFGS(memory=0)
 
 
-def test_functions_may_change_their_argument():
+@pytest.mark.parametrize("method", ["l-bfgs", "fista"])
+def test_functions_may_change_their_argument(method):
     def fun(x):
         value = float(quadratic(x))
         return value, WEIGHTS * x.sub_(TARGET)
 
-    result = minimize(fun, zeros(3), jac=True)
+    result = minimize(fun, zeros(3), method, jac=True)
     assert torch.allclose(result.x, TARGET, atol=1e-5)
 
 
@@ -301,7 +302,7 @@ def test_a_step_that_is_too_long_ends_with_the_best_point(method):
     result = minimize(
         quadratic, torch.tensor([0.9, -1.9, 0.4], dtype=torch.float64), method, options={"smoothness": 0.5}
     )
-    assert result.status in (Status.DIVERGED, Status.NONFINITE)
+    assert result.status == Status.DIVERGED
     assert result.fun <= float(quadratic(torch.tensor([0.9, -1.9, 0.4])))
 
 

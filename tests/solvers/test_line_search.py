@@ -67,8 +67,8 @@ def test_the_published_searches(function, c1, c2, step, evaluations, found):
         lambda a: function(a)[0], lambda a: function(a)[1], step, StrongWolfe(c1, c2, 1e-10, 60)
     )
     assert accepted
-    assert alpha == pytest.approx(found, rel=0.06)
-    assert len(tried) <= evaluations + 1
+    assert alpha == pytest.approx(found, abs=0.05 if found < 10 else 0.5)  # two digits are printed
+    assert len(tried) == evaluations
 
 
 @settings(deadline=None, max_examples=200)

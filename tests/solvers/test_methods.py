@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from hasten.problems import Quadratic
 from hasten.solvers import L1, Box, Status, minimize
+from hasten.solvers.conjugate_gradient import ConjugateGradient
 from hasten.solvers.lbfgs import Pairs
 from hasten.solvers.space import Single, Stack
 
@@ -49,6 +51,20 @@ def test_nesterov_is_the_two_sequence_method_with_the_familiar_momentum():
         y = new + (t - 1) / following * (new - x)
         x, t = new, following
         assert (shown - y).abs().max() < 1e-12
+
+
+def test_nesterov_reports_the_point_of_the_theorem_where_that_is_better():
+    x = y = START
+    t = 1.0
+    for k in range(1, 30):
+        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        new = y - PROBLEM.gradient(y)
+        y = new + (t - 1) / following * (new - x)
+        x, t = new, following
+        options = {"smoothness": 1.0, "restart": "none", "maxiter": k, "gtol": 0.0}
+        result = minimize(PROBLEM.value, START, "nesterov", options=options)
+        assert result.fun <= float(PROBLEM.value(x)) * (1 + 1e-9)
+        assert torch.allclose(result.jac, PROBLEM.gradient(result.x), atol=1e-13)
 
 
 def test_nesterov_with_known_strong_convexity_is_the_constant_momentum():
@@ -259,6 +275,54 @@ def test_every_step_descends(method):
         options={"history": True, "maxiter": 300},
     ).history["fun"]
     assert all(later <= earlier for earlier, later in pairwise(values))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_conjugate_directions_are_the_published_formulas(seed):
+    generator = torch.Generator().manual_seed(seed)
+    before, g, d = (torch.randn(4, generator=generator, dtype=torch.float64) for _ in range(3))
+    y = g - before
+    expected = {
+        "fr": 0.0 if abs(g @ before) >= 0.2 * (g @ g) else (g @ g) / (before @ before),
+        "pr+": max(0.0, (g @ y) / (before @ before)),
+        "hs": (g @ y) / (d @ y),
+        "hs+": max(0.0, (g @ y) / (d @ y)),
+        "dy": (g @ g) / (d @ y),
+        "hz": max(
+            ((y - 2 * d * (y @ y) / (d @ y)) @ g) / (d @ y), -1 / (d.norm() * min(0.01, float(before.norm())))
+        ),
+    }
+    objective = SimpleNamespace(space=Single(g))
+    state = SimpleNamespace(g=before, d=d, search=SimpleNamespace(slope0=float(before @ d)))
+    for name, value in expected.items():
+        assert ConjugateGradient(beta=name)._beta(objective, state, g, float(g @ d)) == pytest.approx(
+            float(value)
+        )
+
+
+@pytest.mark.parametrize("method", ["l-bfgs", "ncg"])
+def test_a_run_to_the_last_digit_ends(method):
+    """With gtol = 0 nothing but round-off stops it; then values and gradients only jitter."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(60, 12, generator=generator, dtype=torch.float64)
+
+    def fun(x):
+        return torch.nn.functional.softplus(data @ x).mean() + 1e-3 * x.square().sum()
+
+    result = minimize(fun, START + 0.5, method, options={"gtol": 0.0})
+    assert result.status == Status.LINE_SEARCH
+    assert result.jac.abs().max() < 1e-15
+    assert result.nfev < 200
+
+
+def test_a_failed_search_is_tried_again_along_the_gradient():
+    """Kinks mislead the pairs: giving up at the first failed search would end at 1.68."""
+    weights = torch.arange(1.0, 9, dtype=torch.float64)
+
+    def fun(x):
+        return (weights * x.abs()).sum() + 5 * (x.sum() - 1).square()
+
+    assert minimize(fun, torch.linspace(-1, 2, 8, dtype=torch.float64)).fun < 1.2
 
 
 SPECIFIED = {"hs+": (744, 1491), "hz": (796, 1652), "pr+": (877, 1732), "fr": (844, 2216)}

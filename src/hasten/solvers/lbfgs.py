@@ -35,14 +35,15 @@ class Pairs:
         batch, d = like.shape[:-1], like.shape[-1]
         self.space = space
         self.memory = m
-        self.pairs = torch.zeros(*batch, m, 2, d, dtype=like.dtype, device=like.device)
+        self.steps = torch.zeros(*batch, m, d, dtype=like.dtype, device=like.device)
+        self.changes = torch.zeros_like(self.steps)
         small: dict[str, Any] = {"dtype": torch.float64, "device": like.device}
         self.inverse = torch.zeros(*batch, m, m, **small)
         self.gram = torch.zeros(*batch, m, m, **small)
         self.diagonal = torch.zeros(*batch, m, **small)
         self.gamma: Number = space.number(1.0)
         self.added: Number = space.number(0)
-        self.used = 1
+        self.used = 0
 
     def forget(self, mask: Mask) -> None:
         """Drop all pairs of the problems in the mask: with R⁻¹ = 0 they take no part."""
@@ -52,40 +53,49 @@ class Pairs:
     def advance(self, mask: Mask, s: Tensor, y: Tensor, rho: Number, g: Tensor) -> Tensor:
         """−H g, after the pair s, y with ``rho = sᵀy`` > 0 has replaced the oldest one where the mask holds."""
         space, some = self.space, self.space.any(mask)
-        at = space.at(mask, self.added % self.memory) if some else ()
+        at: tuple[Any, ...] = ()
         if some:
-            first, second = (*at, 0), (*at, 1)
-            self.pairs[first], self.pairs[second] = space.rows(mask, s), space.rows(mask, y)
+            at = space.at(mask, self.added % self.memory)
+            self.steps[at], self.changes[at] = space.rows(mask, s), space.rows(mask, y)
             self.added = self.added + where(mask, 1, 0)
             self.used = min(self.used + 1, self.memory)
-        used = self.used
-        pairs = self.pairs[..., :used, :, :].flatten(-3, -2)
-        products = (torch.stack((g, y), -2) @ pairs.mT).double().view(*g.shape[:-1], 2, used, 2)
-        sg, yg, sy, yy = products.mT.flatten(-3, -2).unbind(-2)
+        if self.used == 0:
+            return -g
+        steps, changes, inverse, gram, diagonal = self._kept()
+        both = torch.stack((g, y), -2)
+        sg, sy = (both @ steps.mT).double().unbind(-2)
+        yg, yy = (both @ changes.mT).double().unbind(-2)
         if some:
-            self._learn(at, mask, sy, yy, rho)
-        inverse, gram = self.inverse[..., :used, :used], self.gram[..., :used, :used]
+            # The oldest pair's column of R⁻¹ is zero but for the diagonal, so its row is all there is to drop; the new
+            # column is −R⁻¹ (Sᵀy)/ρ over the older pairs, then 1/ρ.
+            inverse[at] = 0
+            column = space.times(divide(-1.0, rho), space.apply(inverse, sy))
+            column[at] = divide(1.0, space.rows(mask, rho))
+            inverse.mT[at] = space.rows(mask, column)
+            gram[at] = new = space.rows(mask, yy)
+            gram.mT[at] = new
+            diagonal[at] = space.rows(mask, rho)
+            self.gamma = where(mask, divide(rho, space.spread(mask, yy[at])), self.gamma)
         u = space.apply(inverse, sg)
-        c = self.diagonal[..., :used] * u + space.times(self.gamma, space.apply(gram, u) - yg)
-        weights = torch.stack((-space.apply(inverse.mT, c), space.times(self.gamma, u)), -1).flatten(-2)
-        return space.add(space.apply(pairs.mT, weights.to(g.dtype)), -self.gamma, g)
+        scaled = space.times(self.gamma, space.apply(gram, u) - yg)
+        c = space.apply(inverse.mT, torch.addcmul(scaled, diagonal, u))
+        direction = space.add_product(
+            space.times(-self.gamma, g), changes.mT, space.times(self.gamma, u).to(g.dtype)
+        )
+        return space.add_product(direction, steps.mT, -c.to(g.dtype))
 
-    def _learn(self, at: tuple[Any, ...], mask: Mask, sy: Tensor, yy: Tensor, rho: Number) -> None:
-        """Replace row and column of the new pair, with the inner products Sᵀy and Yᵀy, in R⁻¹, YᵀY and D."""
-        space, used = self.space, sy.shape[-1]
-        inverse, gram = self.inverse[..., :used, :used], self.gram[..., :used, :used]
-        square = space.spread(mask, yy[at])
-        # The new column of R⁻¹ is −R⁻¹ (Sᵀy)/ρ over the older pairs, then 1/ρ.
-        sy[at] = 0
-        inverse[at] = 0
-        column = space.times(divide(-1.0, rho), space.apply(inverse, sy))
-        column[at] = divide(1.0, space.rows(mask, rho))
-        inverse.mT[at] = space.rows(mask, column)
-        new = space.rows(mask, yy)
-        gram[at] = new
-        gram.mT[at] = new
-        self.diagonal[at] = space.rows(mask, rho)
-        self.gamma = where(mask, divide(rho, square), self.gamma)
+    def _kept(self) -> tuple[Tensor, ...]:
+        """S, Y, R⁻¹, YᵀY and D, without slots that were never filled."""
+        k = self.used
+        if k == self.memory:
+            return self.steps, self.changes, self.inverse, self.gram, self.diagonal
+        return (
+            self.steps[..., :k, :],
+            self.changes[..., :k, :],
+            self.inverse[..., :k, :k],
+            self.gram[..., :k, :k],
+            self.diagonal[..., :k],
+        )
 
 
 @register

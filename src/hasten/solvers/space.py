@@ -85,6 +85,10 @@ class Single:
         """matrix · vector."""
         return torch.mv(matrix, vector)
 
+    def add_product(self, a: Tensor, matrix: Tensor, vector: Tensor) -> Tensor:
+        """a + matrix · vector."""
+        return torch.addmv(a, matrix, vector)
+
     def add(self, a: Tensor, number: Number, b: Tensor) -> Tensor:
         """a + number · b."""
         return torch.add(a, b, alpha=number)
@@ -154,6 +158,10 @@ class Stack:
     def apply(self, matrix: Tensor, vector: Tensor) -> Tensor:
         """matrix · vector for every problem."""
         return torch.matmul(matrix, vector.unsqueeze(-1)).squeeze(-1)
+
+    def add_product(self, a: Tensor, matrix: Tensor, vector: Tensor) -> Tensor:
+        """a + matrix · vector for every problem."""
+        return torch.baddbmm(a.unsqueeze(-1), matrix, vector.unsqueeze(-1)).squeeze(-1)
 
     def add(self, a: Tensor, number: Number, b: Tensor) -> Tensor:
         """a + number · b."""

@@ -58,6 +58,8 @@ class Structure:
 
     def restore(self, leaves: list[Tensor]) -> Any:
         """The tensors in the user's structure."""
+        if self.spec.is_leaf():
+            return leaves[0]
         return pytree.tree_unflatten(leaves, self.spec)
 
     def copy(self, flat: Tensor) -> Any:
@@ -66,6 +68,8 @@ class Structure:
 
     def read(self, value: Any, name: str) -> Tensor:
         """The flat vector of a structure that must match `x0`, such as a gradient or a bound."""
+        if isinstance(value, Tensor) and self.spec.is_leaf() and value.shape == self.shapes[0]:
+            return self.flatten([value])
         leaves, _ = pytree.tree_flatten(value)
         shapes = tuple(leaf.shape if isinstance(leaf, Tensor) else type(leaf).__name__ for leaf in leaves)
         if shapes != self.shapes:
