@@ -239,7 +239,7 @@ def test_ranks_and_ratios(family: str) -> None:
     for rank in (0, -1, 1.5, True):
         with pytest.raises(ValueError, match="rank"):
             cls(rank=rank)
-    for ratio in (0.5, float("nan"), float("inf")):
+    for ratio in (0.5, float("nan"), float("inf"), "8"):
         with pytest.raises(ValueError, match="ratio"):
             cls(ratio=ratio)
     assert [cls(ratio=4).rank_in(d) for d in (1, 4, 5, 100)] == [1, 1, 2, 25]

@@ -117,6 +117,8 @@ def test_binding_is_asked_for_by_name() -> None:
     for wrong in (sketch, "balanced", None, Identity(), ImportanceCoordinates(torch.ones(4))):
         with pytest.raises(TypeError, match=r"PerLayer: sketch = .* is not allowed"):
             PerLayer(wrong)
+    with pytest.raises(TypeError, match="PerLayer: exact = 3 is not allowed"):
+        PerLayer(BalancedCountSketch(ratio=2), exact=3)  # type: ignore[arg-type]  # that it is refused is the test
     with pytest.raises(ValueError, match="sparsity = 8 is not allowed"):
         PerLayer(SparseSign(ratio=2)).bind([(2, 2)]).draw(4)
 

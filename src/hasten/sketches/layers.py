@@ -169,6 +169,10 @@ class PerLayer(Sketch):
             raise TypeError(
                 f"PerLayer: sketch = {self.sketch!r} is not allowed; it must be a sketch with a rank or a ratio"
             )
+        if not callable(self.exact):
+            raise TypeError(
+                f"PerLayer: exact = {self.exact!r} is not allowed; it must be a function of a shape"
+            )
 
     def bind(self, shapes: Sequence[Shape]) -> PerLayer:
         """The same for parameters of these shapes, which fixes every layer's rank."""

@@ -133,7 +133,9 @@ class Sketch(abc.ABC):
             raise ValueError(
                 f"{name}: rank = {self.rank!r} is not allowed; it must be an integer of at least 1"
             )
-        if self.ratio is not None and not (math.isfinite(self.ratio) and self.ratio >= 1):
+        if self.ratio is not None and not (
+            isinstance(self.ratio, int | float) and 1 <= self.ratio < math.inf
+        ):
             raise ValueError(
                 f"{name}: ratio = {self.ratio!r} is not allowed; it must be a number of at least 1"
             )
