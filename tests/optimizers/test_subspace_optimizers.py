@@ -88,6 +88,7 @@ def test_the_two_buffer_form_is_the_three_sequences(case, family):
     sketch = family(rank=3)
     if "metric" in options:
         options["metric"] = 1 + torch.rand(d, generator=torch.Generator().manual_seed(5), dtype=F64)
+    metric = options.get("metric", torch.ones(d, dtype=F64))
     w = torch.zeros(d, dtype=F64, requires_grad=True)
     opt = hasten.SubspaceNesterov(
         [w],
@@ -97,7 +98,7 @@ def test_the_two_buffer_form_is_the_three_sequences(case, family):
         weight_decay=options.get("decay", 0.0),
         warm_start=options.get("warm", 0.0) == 1.0,
         restart=options.get("restart"),
-        mirror=[options["metric"]] if "metric" in options else None,
+        mirror=[metric] if "metric" in options else None,
         seed=4,
     )
     expected = three_sequences(
@@ -106,7 +107,7 @@ def test_the_two_buffer_form_is_the_three_sequences(case, family):
         lambda k: sketch.draw(d, seed=4, step=k),
         steps,
         smoothness=sketch.expected_smoothness(L),
-        nu=sketch.nu(d),
+        nu=float(torch.linalg.eigvalsh(sketch.smoothed(torch.diag(1 / metric)))[-1]),
         **options,
     )
     for found, x in zip(run(f, opt, w, steps), expected, strict=True):
@@ -240,6 +241,90 @@ def test_importance_sampling_sets_its_own_steps():
     assert opt.oracle_calls == 1500
 
 
+def test_weight_decay_shortens_the_steps_that_a_sketch_sets_itself():
+    spectrum = torch.arange(1, 33, dtype=F64) ** -2.0
+    w = torch.ones(32, dtype=F64, requires_grad=True)
+    opt = hasten.SubspaceNesterov(
+        [w], sketch=ImportanceCoordinates(spectrum), smoothness=spectrum, weight_decay=0.1
+    )
+    end = run(lambda x: 0.5 * (spectrum * (x - 1) ** 2).sum(), opt, w, 3000)[-1]
+    torch.testing.assert_close(end, spectrum / (spectrum + 0.1), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("nu", [None, 1.0])
+def test_weight_decay_enters_the_expected_smoothness_by_the_second_moment_whatever_nu_is(nu):
+    """E[W (L + λI) W] ⪯ (ℓ + λ λ_max(E[W²])) I: the first step is as long as that."""
+    w = torch.ones(12, dtype=F64, requires_grad=True)
+    sketch = BalancedCountSketch(rank=3)
+    opt = hasten.SubspaceNesterov([w], sketch=sketch, smoothness=2.0, nu=nu, weight_decay=0.5)
+    draw = sketch.draw(12, seed=0, step=0)
+    G = draw.lift(draw.project(torch.ones(12, dtype=F64) * 0.5))
+    found = run(lambda x: 0 * x.sum(), opt, w, 1)[0]
+    torch.testing.assert_close(found, 1 - G / (2.0 + 4 * 0.5), rtol=1e-14, atol=0)
+
+
+MIRROR = torch.tensor([0.01, 0.5, 2.0, 40.0], dtype=F64)
+MIRRORED = {
+    # E[W²] of a coordinate i is d/r, and W is diagonal
+    "coordinates": (Coordinates(rank=2), 2 / MIRROR),
+    # c = (n−r)/(r(n−1)) = 1/3: (1−c) M⁻¹ + c tr(M⁻¹) I
+    "balanced": (BalancedCountSketch(rank=2), 2 / 3 / MIRROR + (1 / MIRROR).sum() / 3),
+    "importance": (ImportanceCoordinates(torch.tensor([4.0, 2.0, 1.0, 1.0]) ** 2), torch.tensor(8 / 0.01)),
+}
+
+
+@pytest.mark.parametrize("case", MIRRORED, ids=str)
+def test_a_mirror_metric_comes_with_its_own_nu(case):
+    sketch, expected = MIRRORED[case]
+    w = torch.zeros(4, dtype=F64, requires_grad=True)
+    opt = hasten.SubspaceNesterov([w], sketch=sketch, smoothness=1.0, mirror=[MIRROR])
+    assert opt.param_groups[0]["inflation"] == pytest.approx(float(expected.max()), rel=1e-12)
+    opt = hasten.SubspaceNesterov([w], sketch=sketch, smoothness=1.0, mirror=[MIRROR], nu=3.0)
+    assert opt.param_groups[0]["inflation"] == 3.0
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_a_parameter_that_joins_late_joins_the_momentum_where_it_stands(order):
+    early, late = (torch.zeros(8, dtype=F64, requires_grad=True) for _ in range(2))
+    params = [early, late] if order == "last" else [late, early]
+    opt = hasten.SubspaceNesterov(params, sketch=PerLayer(Coordinates(rank=2), exact=bool), smoothness=1.0)
+    for k in range(6):
+        opt.step(lambda k=k: early.square().sum() + (late.square().sum() if k >= 3 else 0))
+    A = 0.0
+    for _ in range(6):
+        A += (1 + math.sqrt(1 + 4 * A)) / 2
+    assert opt.param_groups[0]["A"] == pytest.approx(A, rel=1e-14)
+
+
+def test_parameters_added_later_count_in_nu():
+    def added(**options):
+        first, second = (torch.zeros(n, requires_grad=True) for n in (8, 24))
+        opt = hasten.SubspaceNesterov([first], sketch=Coordinates(rank=2), **options)
+        before = opt.param_groups[0]["inflation"]
+        opt.add_param_group({"params": [second]})
+        return before, [group["inflation"] for group in opt.param_groups]
+
+    assert added() == (4.0, [16.0, 16.0])
+    assert added(nu=2.0) == (2.0, [2.0, 2.0])
+    with pytest.raises(ValueError, match="a parameter group cannot be added, because smoothness was given"):
+        added(smoothness=torch.ones(8))
+
+
+NEEDING = [{}, {"smoothness": 1.0, "restart": 50, "restart_by_value": True}]
+
+
+@pytest.mark.parametrize("options", NEEDING, ids=["estimate", "restart by value"])
+def test_what_needs_the_value_of_the_loss_asks_for_it(options):
+    w = torch.ones(4, requires_grad=True)
+    opt = hasten.SubspaceNesterov([w], rank=2, **options)
+    w.grad = torch.ones(4)
+    with pytest.raises(TypeError, match=r"SubspaceNesterov: step\(\) needs a closure that returns the loss"):
+        opt.step()
+    with pytest.raises(TypeError, match="SubspaceNesterov: the closure returned None"):
+        opt.step(lambda: w.sum().backward())
+    assert torch.equal(w, torch.ones(4))
+
+
 def test_a_checkpoint_resumes_with_the_same_subspaces(tmp_path):
     _, _, f = quadratic(10)
 
@@ -289,8 +374,15 @@ BAD = [
     ({"sketch": 8}, "sketch = 8 is not allowed"),
     ({"rank": 0}, "rank = 0 is not allowed"),
     ({"rank": 2, "sketch": Haar(rank=3)}, "rank = 2 is not allowed beside a sketch"),
+    ({"rank": 2, "oracle": ForwardMode(rank=3)}, "rank = 2 is not allowed beside an oracle with rank = 3"),
+    ({"sketch": Haar(rank=2), "oracle": ForwardMode(sketch=Haar(rank=3))}, "beside an oracle with sketch"),
+    (
+        {"sketch": ImportanceCoordinates(torch.ones(6)), "smoothness": 3 * torch.ones(6)},
+        "steps of sketch = ImportanceCoordinates.* are too long for smoothness",
+    ),
     ({"rank": 99}, "rank = 99 is not allowed in dimension 6"),
     ({"smoothness": "guess"}, "smoothness = 'guess' is not allowed"),
+    ({"smoothness": None}, "smoothness = None is not allowed; it must be a number, a tensor"),
     ({"smoothness": 0.0}, "smoothness = 0.0 is not allowed"),
     ({"smoothness": torch.ones(5)}, "smoothness of dimension 5 is not allowed; it must be of dimension 6"),
     ({"smoothness": -torch.ones(6)}, "positive|negative"),
@@ -298,11 +390,12 @@ BAD = [
     ({"strong_convexity": -1.0}, "strong_convexity = -1.0 is not allowed"),
     ({"schedule": "fast"}, "schedule = 'fast' is not allowed"),
     ({"schedule": "strongly convex"}, "strong_convexity = 0.0 is not allowed"),
+    ({"schedule": "strongly convex", "strong_convexity": None}, "strong_convexity = None is not allowed"),
     ({"restart": 0}, "restart = 0 is not allowed"),
     ({"restart_by_value": True}, "restart_by_value needs restart"),
     ({"warm_start": 1}, "warm_start = 1 is not allowed"),
     ({"nu": 0.0}, "nu = 0.0 is not allowed"),
-    ({"oracle": "forward"}, "oracle = 'forward' is not allowed"),
+    ({"oracle": "forward"}, "oracle = 'forward' is not allowed; it must be a SubspaceOracle: Sketched"),
     ({"mirror": [torch.ones(5)]}, "mirror of parameter 0"),
     ({"mirror": [-torch.ones(6)]}, "mirror of parameter 0"),
     ({"mirror": []}, "mirror of 0 tensors"),

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from hasten.iterates.three_sequences import ThreeSequences
 from hasten.numbers import Names, Number, maximum, sqrt, where
-from hasten.words import FRACTION, NONNEGATIVE, POSITIVE, Buffer, Entry, Interval, Iterate, Value, hyper
+from hasten.words import FRACTION, NONNEGATIVE, POSITIVE, Buffer, Entry, Iterate, Value, hyper
 
 _LIMIT = 1e8
 """μA from which schedule U is, to 6e-8 relative, its limit, schedule S."""
@@ -86,7 +86,8 @@ class SubspaceStep(Iterate):
 
     lr: Value = hyper(1.0, NONNEGATIVE, "factor on the step 1/ℓ; 1 is the theory's")
     smoothness: Value = hyper(1.0, POSITIVE, "ℓ = λ_max(E[W L W]) with W = PPᵀ, the expected smoothness")
-    inflation: Value = hyper(1.0, Interval(0, closed="neither"), "ν = λ_max(E[W²]), the sketch's second moment")
+    inflation: Value = hyper(1.0, POSITIVE, "ν, the inflation of the second moment, in C = νℓ")
+    second_moment: Value = hyper(1.0, POSITIVE, "λ_max(E[W²]) of the sketch, by which weight decay enters ℓ")
     weight_decay: Value = hyper(0.0, NONNEGATIVE, "λ, of a term (λ/2)‖x‖² of the objective")
     estimate: bool = False
     measures: ClassVar[Literal["", "tensor", "all"]] = "all"
@@ -102,40 +103,45 @@ class SubspaceStep(Iterate):
         )
 
     def counters(self) -> dict[str, float]:
-        """How many directional derivatives were taken, and the running sums behind the estimate."""
-        sums = dict.fromkeys(("curvature", "square", "largest"), 0.0) if self.estimate else {}
-        return {"oracle_calls": 0.0, **sums}
+        """How often a sketch was drawn, how many directional derivatives were taken, and the estimate's running sums.
 
-    def expected_smoothness(self, h: Names, k: Number, c: Names, sums: Names) -> Number:
-        """ℓ of step `k`: from earlier draws only, except for the first, pessimistic guess."""
+        Parameters that join late take part in the method where it stands, so no part of it counts their own steps.
+        """
+        sums = dict.fromkeys(("curvature", "square", "largest"), 0.0) if self.estimate else {}
+        return {"draws": 0.0, "oracle_calls": 0.0, **sums}
+
+    def expected_smoothness(self, h: Names, c: Names, sums: Names) -> Number:
+        """ℓ of the coming draw: from earlier draws only, except for the first, pessimistic guess."""
         if not self.estimate:
-            return (h.smoothness + h.inflation * h.weight_decay) / maximum(h.lr, _TINY)
+            return (h.smoothness + h.second_moment * h.weight_decay) / maximum(h.lr, _TINY)
         known = c.square > 0
         mean = c.curvature / where(known, c.square, 1.0)
-        early = k <= _window(c, k) / 2
+        early = c.draws < _window(c) / 2
         first = 2 * abs(sums.curvature) / maximum(sums.squared_norm, _TINY)
         ratio = where(known, where(early, maximum(mean, 2 * c.largest), mean), first)
         return maximum(ratio, _TINY) / maximum(h.lr, _TINY)
 
-    def learn(self, k: Number, c: Names, sums: Names) -> None:
+    def learn(self, c: Names, sums: Names) -> None:
         """Count the oracle's numbers, and add its curvature to the running sums."""
         if self.estimate:
-            keep = 1 - 1 / _window(c, k)
+            keep = 1 - 1 / _window(c)
             bend = abs(sums.curvature)  # away from convexity a bound on it, not its sign, limits the step
             c.curvature = keep * c.curvature + bend
             c.square = keep * c.square + sums.squared_norm
             c.largest = maximum(c.largest, bend / maximum(sums.squared_norm, _TINY))
+        c.draws = c.draws + 1
         c.oracle_calls = c.oracle_calls + sums.directional_derivatives
 
     def length(self, h: Names, smoothness: Number, sums: Names) -> Number:
-        """The length of the descent step: 1/ℓ, or the sketch's own."""
+        """The length of the descent step: 1/ℓ, or the sketch's own, which knows nothing of weight decay."""
         own = sums.short_step == sums.short_step  # NaN stands for none
-        return where(own, h.lr * sums.short_step, 1 / smoothness)
+        flatter = sums.short_step / (1 + sums.short_step * h.second_moment * h.weight_decay)
+        return where(own, h.lr * flatter, 1 / smoothness)
 
 
-def _window(c: Names, k: Number) -> Number:
-    """T = max(20, 100/r), from the mean number r of directional derivatives in the steps before `k`."""
-    return maximum(20.0, 100 * (k - 1) / maximum(c.oracle_calls, 1.0))
+def _window(c: Names) -> Number:
+    """T = max(20, 100/r), from the mean number r of directional derivatives in the draws so far."""
+    return maximum(20.0, 100 * c.draws / maximum(c.oracle_calls, 1.0))
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,8 @@ class SubspaceDescent(SubspaceStep):
 
     def measured(self, h: Names, k: Number, c: Names, sums: Names) -> dict[str, Number]:
         """The length of the step."""
-        smoothness = self.expected_smoothness(h, k, c, sums)
-        self.learn(k, c, sums)
+        smoothness = self.expected_smoothness(h, c, sums)
+        self.learn(c, sums)
         return {"delta": self.length(h, smoothness, sums)}
 
     def move(self, d: Entry, s: Any, n: Any) -> Entry:
@@ -186,7 +192,10 @@ class RandomizedSubspace(SubspaceStep, ThreeSequences):
 
     def buffers(self) -> dict[str, Buffer]:
         """D = z − x, and the diagonal of the mirror metric."""
-        return {**ThreeSequences.buffers(self), **({"metric": Buffer(1.0, exact=True)} if self.mirror else {})}
+        return {
+            **ThreeSequences.buffers(self),
+            **({"metric": Buffer(1.0, exact=True)} if self.mirror else {}),
+        }
 
     def counters(self) -> dict[str, float]:
         """A, the steps since the last restart, and the value compared with."""
@@ -199,15 +208,15 @@ class RandomizedSubspace(SubspaceStep, ThreeSequences):
 
     def measured(self, h: Names, k: Number, c: Names, sums: Names) -> dict[str, Number]:
         """The coefficients of the two-buffer form."""
-        smoothness = self.expected_smoothness(h, k, c, sums)
+        smoothness = self.expected_smoothness(h, c, sums)
         delta = self.length(h, smoothness, sums)
-        A = where(k == 1, h.warm_start * h.inflation / smoothness, c.A)
+        A = where(c.draws == 0, h.warm_start * h.inflation / smoothness, c.A)
         now = self.coefficients(h, A, c.age + 1, smoothness)
-        self.learn(k, c, sums)
+        self.learn(c, sums)
         c.A, c.age = now.A, c.age + 1
-        keep = where(self._forgets(k, c, sums), 0.0, 1.0)
+        keep = where(self._forgets(c, sums), 0.0, 1.0)
         c.A, c.age = keep * c.A, keep * c.age
-        c.output = self.coefficients(h, c.A, c.age + 1, self.expected_smoothness(h, k + 1, c, sums)).theta
+        c.output = self.coefficients(h, c.A, c.age + 1, self.expected_smoothness(h, c, sums)).theta
         return {
             "R": keep * (1 - now.theta) * (1 - now.beta),
             "S": keep * (now.gamma if self.mirror else now.gamma - delta),
@@ -224,11 +233,11 @@ class RandomizedSubspace(SubspaceStep, ThreeSequences):
             return convex(age, C)
         return unified(A, C, mu) if self.schedule == "unified" else strongly_convex(C, mu)
 
-    def _forgets(self, k: Number, c: Names, sums: Names) -> Any:
+    def _forgets(self, c: Names, sums: Names) -> Any:
         """Whether the momentum is forgotten after this step."""
         if self.restart is None:
             return False
-        due = k % self.restart == 0
+        due = c.draws % self.restart == 0
         if not self.by_value:
             return due
         grown = due & (sums.loss > c.compared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -16,8 +17,9 @@ from hasten.engine.checks import check_choice, flag, number, optional_number
 from hasten.engine.optimizer import listed
 from hasten.iterates import RandomizedSubspace, SubspaceDescent
 from hasten.iterates.subspace import SubspaceStep
+from hasten.oracles.backpropagation import Backpropagation
 from hasten.oracles.subspace import Sketched, SubspaceOracle
-from hasten.sketches import BalancedCountSketch, Curvature, PerLayer, Sketch
+from hasten.sketches import BalancedCountSketch, Curvature, ImportanceBlocks, PerLayer, Sketch
 from hasten.words import POSITIVE, Value
 
 Smoothness: TypeAlias = float | Tensor | Curvature | Literal["estimate"]
@@ -46,7 +48,8 @@ class SubspaceOptimizer(Optimizer):
         """Settle the sketch and its constants, then build the sentence oracle → iterate."""
         if oracle is not None and not isinstance(oracle, SubspaceOracle):
             raise ValueError(
-                f"{type(self).__name__}: oracle = {oracle!r} is not allowed; it must be a SubspaceOracle"
+                f"{type(self).__name__}: oracle = {oracle!r} is not allowed; it must be a SubspaceOracle: Sketched, "
+                "ForwardMode or FiniteDifference"
             )
         params = params if isinstance(params, nn.Module) else listed(params)
         shapes = [p.shape for p in _trainable(params)]
@@ -59,19 +62,67 @@ class SubspaceOptimizer(Optimizer):
             iterate,
             smoothness=self._expected_smoothness(smoothness, family, dimension, own),
             inflation=own if chosen is None else chosen,
+            second_moment=own,
             estimate=isinstance(smoothness, str),
         )
+        valued = iterate.estimate or "loss" in iterate.needs
+        if valued and isinstance(asked, Sketched) and asked.inner == Backpropagation():
+            asked = dataclasses.replace(asked, inner=Backpropagation(loss=True))
         asked = dataclasses.replace(
             asked, rank=None, sketch=family, weight_decay=iterate.weight_decay, curvature=iterate.estimate
         )
         Optimizer.__init__(self, params, oracle=asked, iterate=iterate, **engine)
+        self._family_asked = family
+        self._chosen_nu = chosen is not None
+        self._knows_curvature = isinstance(smoothness, Curvature) or (
+            isinstance(smoothness, Tensor) and smoothness.dim() > 0
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; ν becomes that of the sketch of all parameters, unless it was given.
+
+        Raises:
+            ValueError: as for every optimizer; or L was given, which says nothing of further parameters. Nothing is
+                changed.
+        """
+        made = hasattr(self, "_family_asked")  # not while torch's constructor adds the first groups
+        if made and self._knows_curvature:
+            raise ValueError(
+                f"{self.name}: a parameter group cannot be added, because smoothness was given for the parameters "
+                "there were; give it as a number, or 'estimate' it"
+            )
+        super().add_param_group(param_group)
+        if made:
+            self._follow_parameters()
+
+    def _follow_parameters(self) -> None:
+        """Put the constants of the sketch of all parameters into the groups, where they were not chosen."""
+        params = [p for group in self.param_groups for p in group["params"] if p.requires_grad and p.numel()]
+        family = self._family_asked
+        family = family.bind([p.shape for p in params]) if isinstance(family, PerLayer) else family
+        found = {"second_moment": family.nu(sum(p.numel() for p in params))}
+        if not self._chosen_nu:
+            metrics = [self.state[p]["metric"].reshape(-1).cpu() for p in params if "metric" in self.state[p]]
+            found["inflation"] = (
+                _mirror_inflation(family, torch.cat(metrics)) if metrics else found["second_moment"]
+            )
+        for name, value in found.items():
+            before, self.defaults[name] = self.defaults[name], value
+            for group in self.param_groups:
+                if group[name] == before:
+                    group[name] = value
 
     def _family(
         self, asked: SubspaceOracle, sketch: Sketch | None, rank: int | None, shapes: Sequence[Sequence[int]]
     ) -> Sketch:
+        owner = type(self).__name__
+        for name, own, other in (("rank", rank, asked.rank), ("sketch", sketch, asked.sketch)):
+            if own is not None and other is not None and own != other:
+                raise ValueError(
+                    f"{owner}: {name} = {own!r} is not allowed beside an oracle with {name} = {other!r}; give one"
+                )
         sketch, rank = asked.sketch if sketch is None else sketch, asked.rank if rank is None else rank
         entries = sum(map(math.prod, shapes))
-        owner = type(self).__name__
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
             raise ValueError(f"{owner}: rank = {rank!r} is not allowed; it must be a positive integer")
         if sketch is None and isinstance(asked, Sketched):
@@ -92,23 +143,42 @@ class SubspaceOptimizer(Optimizer):
     def _expected_smoothness(
         self, smoothness: Smoothness, family: Sketch, dimension: int, nu: float
     ) -> float:
+        owner = type(self).__name__
         if isinstance(smoothness, str):
-            check_choice(type(self).__name__, "smoothness", smoothness, ("estimate",))
+            check_choice(owner, "smoothness", smoothness, ("estimate",))
             return 1.0
         if isinstance(smoothness, Curvature) or (isinstance(smoothness, Tensor) and smoothness.dim() > 0):
             curvature = Curvature.of(smoothness)
             if curvature.dimension != dimension:
                 raise ValueError(
-                    f"{type(self).__name__}: smoothness of dimension {curvature.dimension} is not allowed; it must be "
+                    f"{owner}: smoothness of dimension {curvature.dimension} is not allowed; it must be "
                     f"of dimension {dimension}, the number of entries of all parameters"
                 )
-            return family.rate_constant(curvature) / nu
+            C = family.rate_constant(curvature)
+            if not math.isfinite(C):
+                raise ValueError(
+                    f"{owner}: the steps of sketch = {family!r} are too long for smoothness; make both from one L"
+                )
+            return C / nu
+        if not isinstance(smoothness, Real | Tensor):
+            raise ValueError(
+                f"{owner}: smoothness = {smoothness!r} is not allowed; it must be a number, a tensor, a Curvature or "
+                "'estimate'"
+            )
         return number(self, "smoothness", smoothness, POSITIVE)
 
     @property
     def oracle_calls(self) -> int:
         """How many numbers were learnt of gradients so far: r a step."""
         return int(max(group["oracle_calls"] for group in self.param_groups))
+
+
+def _mirror_inflation(family: Sketch, metric: Tensor) -> float:
+    """λ_max(E[W M⁻¹ W]); where the sketch fixes its own descent steps, the bound λ_max(M⁻¹) λ_max(E[W²])."""
+    inverse = Curvature.of(1 / metric)
+    if isinstance(family, ImportanceBlocks):
+        return inverse.largest * family.nu(inverse.dimension)
+    return family.expected_smoothness(inverse)
 
 
 def _trainable(params: Any) -> list[Tensor]:
@@ -152,7 +222,7 @@ class SubspaceNesterov(SubspaceOptimizer):
         restart: forget the momentum every so many steps (⌈√(4eC/μ)⌉ is safe where μ is roughly known); with
             `restart_by_value` only if the loss at y has grown since the last such step. Take at least 50.
         warm_start: start with A₀ = ν/ℓ: faster early, may be slower late.
-        mirror: diagonal of the metric M of the mirror step, a tensor for each parameter in order; `nu` is then
+        mirror: diagonal of the metric M of the mirror step, a tensor for each parameter in order; ν is then
             λ_max(E[W M⁻¹ W]), and distances and μ are measured in M.
         weight_decay: λ of a term (λ/2)‖x‖² of the objective, which is sketched like the rest.
         lr: factor on the step 1/ℓ, for schedulers.
@@ -196,7 +266,7 @@ class SubspaceNesterov(SubspaceOptimizer):
         ):
             raise ValueError(f"{owner}: mirror = {mirror!r} is not allowed; it must be a list of tensors")
         check_choice(owner, "schedule", schedule, ("unified", "convex", "strongly convex"))
-        if schedule == "strongly convex" and not (callable(strong_convexity) or strong_convexity > 0):
+        if schedule == "strongly convex" and (strong_convexity is None or strong_convexity == 0):
             raise ValueError(
                 f"{owner}: strong_convexity = {strong_convexity!r} is not allowed with schedule='strongly convex'; "
                 "it must be positive"
@@ -238,6 +308,7 @@ class SubspaceNesterov(SubspaceOptimizer):
                 )
         for p, metric in zip(params, mirror, strict=True):
             self.state[p]["metric"].copy_(metric)
+        self._follow_parameters()
 
 
 class SubspaceGradientDescent(SubspaceOptimizer):

@@ -35,11 +35,14 @@ class Backpropagation(Oracle):
         if closure is None:
             if self.loss:
                 raise TypeError(
-                    "step() needs a closure that computes the gradient and returns the loss, which is estimated from"
+                    f"{optimizer.name}: step() needs a closure that returns the loss: "
+                    "opt.step(lambda: loss_fn(model(x), y))"
                 )
             return Observation()
         params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         loss, gradients = differentiate(closure, params)
+        if self.loss and loss is None:
+            raise TypeError(f"{optimizer.name}: the closure returned None; it must return the loss")
         value = loss.detach() if isinstance(loss, Tensor) else loss
         return Observation(loss, gradients, numbers={"loss": float(value)} if self.loss else {})
 
