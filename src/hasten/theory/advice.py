@@ -100,7 +100,7 @@ def advise(
     for other in others:
         if other.speed_up > CLEARLY * considered.speed_up:
             considered = other
-    cheapest = max(rest, key=lambda p: p.speed_up)
+    cheapest = min(predictions, key=lambda p: p.oracle_calls)
     pick = full if considered.better == "full" else considered
     return Advice(predictions, pick, considered, cheapest)
 
