@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from hasten import sketches
+from hasten.optimizers.subspace import RATIO
 from hasten.problems import ConvexProblem
 from hasten.race.errors import RaceError, unknown
 from hasten.sketches import BalancedCountSketch, ImportanceCoordinates, Sketch
 from hasten.theory import Bound, ScheduleU, SubspaceDescent
 
 SUBSPACE = frozenset({"SubspaceNesterov", "SubspaceGradientDescent"})
-RATIO = 8.0
-"""d/r where no rank is given."""
 
 
 def by_formula(name: str, given: Mapping[str, Any], problem: ConvexProblem) -> dict[str, Any] | None:
