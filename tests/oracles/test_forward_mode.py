@@ -240,6 +240,25 @@ def test_low_precision_parameters_get_directions_of_their_own_type():
     assert same(flat(found.gradients[p].float() for p in params), lifted, 0.02)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("chunk", [1, None])
+def test_recurrent_layers_in_float32_leave_kernels_without_a_forward_derivative(kind, chunk):
+    torch.manual_seed(0)
+    model, x = kind(4, 8, batch_first=True), torch.randn(6, 5, 4)
+    enabled = torch.backends.mkldnn.enabled
+
+    def closure():
+        return model(x)[0].square().mean()
+
+    gradients, _, _ = backpropagated(closure, list(model.parameters()))
+    found, _ = observed(ForwardMode(rank=7, chunk=chunk), model, closure)
+    lifted, _ = expected(BalancedCountSketch(rank=7), gradients)
+    torch.testing.assert_close(
+        flat(found.gradients[p] for p in model.parameters()), lifted, rtol=1e-4, atol=1e-5
+    )
+    assert torch.backends.mkldnn.enabled == enabled
+
+
 def test_a_compiled_model_runs_eagerly():
     model, _ = problem("mlp with dropout")
     x = torch.randn(6, 5, dtype=torch.float64)

@@ -184,8 +184,8 @@ def scalar(owner: str, loss: Any) -> Tensor:
 def differentiable_kernels(module: nn.Module | None) -> Iterator[None]:
     """Kernels that have forward derivatives in place of faster ones that have none.
 
-    Attention by the math backend in blocks, transformer layers without their fused inference path, cuDNN's recurrent
-    layers by torch's own, and compiled modules run eagerly.
+    Attention by the math backend in blocks, transformer layers without their fused inference path, cuDNN's and
+    oneDNN's recurrent layers by torch's own, and compiled modules run eagerly.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
@@ -193,6 +193,8 @@ def differentiable_kernels(module: nn.Module | None) -> Iterator[None]:
         stack.enter_context(differentiable_attention())
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         if recurrent and torch.cuda.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if (
