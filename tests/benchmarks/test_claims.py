@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib")
 import hasten
 from benchmarks.claims import (
     estimated_constants,
+    forward_memory,
     noise_dominated_least_squares,
     recursions,
     simplified_ademamix,
@@ -52,6 +53,7 @@ def test_every_claim_has_a_committed_result_and_a_row_in_the_index() -> None:
     assert page == table.index(table.records(folder / "results"))
     for module in (
         estimated_constants,
+        forward_memory,
         noise_dominated_least_squares,
         simplified_ademamix,
         spectral_radii,
@@ -197,3 +199,19 @@ def test_estimated_constants_in_quick_mode(tmp_path: Path) -> None:
     claim = estimated_constants.run(quick=True, folder=tmp_path)
     assert claim.quick
     assert claim.checks[0].holds, claim.checks[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+def test_a_peak_is_what_was_held_for_a_moment() -> None:
+    forward_memory.known_allocation()  # the pages of torch's own code
+    assert forward_memory.known_allocation() == pytest.approx(forward_memory.KNOWN, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux's /proc")
+def test_forward_memory_in_quick_mode(tmp_path: Path) -> None:
+    claim = forward_memory.run(quick=True, folder=tmp_path)
+    claim.write(tmp_path)
+    assert claim.quick
+    assert (tmp_path / f"{claim.name}.png").stat().st_size > 10_000
+    assert claim.checks[0].holds, claim.checks[0]  # so small a model is mostly a block of attention's scores
