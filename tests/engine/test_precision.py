@@ -5,8 +5,16 @@ import torch
 
 import hasten
 from hasten.optimizers import CATALOGUE
+from hasten.sketches import Identity
 
 LOW = [torch.bfloat16, torch.float16]
+
+
+# Whole gradients and a known ℓ, so that they step on p.grad as all others do.
+WHOLE = {
+    name: {"sketch": Identity(), "smoothness": 1.0}
+    for name in ("SubspaceNesterov", "SubspaceGradientDescent")
+}
 
 
 def param(value, dtype, n=4096):
@@ -20,7 +28,7 @@ def test_low_precision_is_the_float32_step_rounded(name, dtype, engine):
     """From equal state, the low-precision parameter is the float32 one, rounded."""
     start = torch.randn(64).to(dtype)
     low, high = start.clone().requires_grad_(), start.float().requires_grad_()
-    opt, reference = (CATALOGUE[name]([p], engine=engine) for p in (low, high))
+    opt, reference = (CATALOGUE[name]([p], engine=engine, **WHOLE.get(name, {})) for p in (low, high))
     grad = torch.randn(64).to(dtype)
     low.grad, high.grad = grad, grad.float()
     opt.step()
@@ -40,7 +48,7 @@ def test_steps_below_half_a_unit_are_lost_without_stochastic_rounding_and_kept_w
 
     One unit in the last place at 1 is 2^-7 (2^-8 below 1); the whole way of 40 steps is 0.012, each step 0.0003.
     """
-    tiny = {"SGD": {}, "AcceleratedSGD": {"xi": 1.0}, "Adafactor": {}}.get(name, {})
+    tiny = {"SGD": {}, "AcceleratedSGD": {"xi": 1.0}, "Adafactor": {}, **WHOLE}.get(name, {})
 
     def run(dtype, stochastic):
         p = param(1.0, dtype)
@@ -109,7 +117,7 @@ def test_stochastic_rounding_depends_on_the_seed_and_not_on_the_engine():
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_averages_may_be_kept_in_bfloat16_but_positions_are_exact(name, engine):
     p = torch.randn(6, 4).requires_grad_()
-    opt = CATALOGUE[name]([p], state_dtype=torch.bfloat16, engine=engine)
+    opt = CATALOGUE[name]([p], state_dtype=torch.bfloat16, engine=engine, **WHOLE.get(name, {}))
     positions = {"z", "p0", "previous_param"}
     for _ in range(2):
         p.grad = torch.randn(6, 4)
