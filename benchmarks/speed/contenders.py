@@ -205,7 +205,7 @@ def our_contenders() -> list[Contender]:
     known: dict[str, Any] = {"smoothness": 1e3, "strong_convexity": 1.0}
     given["TripleMomentum"] = known
     given["StochasticNesterov"] = {**known, "growth": 4.0}
-    given["SubspaceNesterov"] = given["SubspaceGradientDescent"] = {"smoothness": 1e3}  # steps on p.grad alone
+    given["SubspaceNesterov"] = given["SubspaceGradientDescent"] = {"smoothness": 1e3}
     return [
         Contender(
             "hasten",

@@ -417,3 +417,26 @@ def test_the_whole_space_is_a_sketch_too():
     assert opt.param_groups[0]["smoothness"] == pytest.approx(largest, rel=1e-14)
     g = torch.autograd.grad(f(w), w)[0]
     torch.testing.assert_close(run(f, opt, w, 1)[0], -g / largest, rtol=1e-14, atol=0)
+
+
+def test_the_order_of_groups_with_rates_of_their_own_does_not_matter():
+    ends = []
+    for order in ((0, 1), (1, 0)):
+        u, v = (torch.zeros(6, dtype=F64, requires_grad=True) for _ in range(2))
+        groups = [{"params": [u], "lr": 1.0}, {"params": [v], "lr": 0.25}]
+        opt = hasten.SubspaceNesterov([groups[i] for i in order], sketch=Identity(), smoothness=4.0)
+        for _ in range(50):
+            opt.step(
+                lambda u=u, v=v: 2 * ((u - 1) ** 2).sum() + 2 * ((v + 1) ** 2 * torch.arange(6)).sum() / 6
+            )
+        with opt.evaluating():
+            ends.append((u.detach().clone(), v.detach().clone()))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def test_a_loss_without_a_gradient_comes_back_and_moves_nothing():
+    w = torch.ones(4, requires_grad=True)
+    opt = hasten.SubspaceNesterov([w], rank=1, smoothness=1.0)
+    assert opt.step(lambda: 3.5) == 3.5
+    assert torch.equal(w, torch.ones(4))

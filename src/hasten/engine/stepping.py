@@ -63,6 +63,7 @@ def run_step(optimizer: Optimizer, observation: Observation) -> None:
         else:
             _run(optimizer, bucket, None, None, bucket.numbers, extras)
         _remember(optimizer, bucket)
+    _follow(optimizer, buckets)
     plan.seal()
     for group, (values, _) in zip(optimizer.param_groups, hypers, strict=True):
         store(optimizer, group, values)
@@ -277,6 +278,14 @@ def _remember(optimizer: Optimizer, bucket: Bucket) -> None:
             torch._foreach_copy_(bucket.tensors(name), [source] * len(bucket.params))
             bucket.counters[name] = value
     for counter in bucket.composition.group_counters:
-        value = getattr(bucket.after[counter.part], counter.formal)
-        for group in optimizer.param_groups:
-            group[counter.name] = value
+        bucket.group[counter.name] = getattr(bucket.after[counter.part], counter.formal)
+
+
+def _follow(optimizer: Optimizer, buckets: list[Bucket]) -> None:
+    """Counters of a group none of whose parameters moved: those of the last group that did."""
+    moved = {bucket.index for bucket in buckets}
+    for composition in {id(b.composition): b.composition for b in buckets}.values():
+        last = next(b for b in reversed(buckets) if b.composition is composition)
+        for index, group in enumerate(optimizer.param_groups):
+            if index not in moved:
+                group.update({c.name: last.group[c.name] for c in composition.group_counters})

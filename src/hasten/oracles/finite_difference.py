@@ -62,9 +62,7 @@ class FiniteDifference(SubspaceOracle):
         optional_number(self, "step_size", self.step_size, POSITIVE)
         check_choice("FiniteDifference", "central", self.central, (True, False))
 
-    def learn(
-        self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State
-    ) -> Lesson | None:
+    def learn(self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State) -> Lesson:
         """Evaluate along every column of P."""
         if loss is None:
             raise TypeError("FiniteDifference: step() needs a closure that returns the loss")

@@ -67,9 +67,7 @@ class ForwardMode(SubspaceOracle):
         device = variables[0].device if variables else torch.device("cpu")
         return chunk_for(sum(p.numel() for p in variables), device, self.chunk)
 
-    def learn(
-        self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State
-    ) -> Lesson | None:
+    def learn(self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State) -> Lesson:
         """Push the columns of P through the closure, chunk by chunk."""
         if loss is None:
             raise TypeError("ForwardMode: step() needs a closure that returns the loss")

@@ -133,8 +133,6 @@ class SubspaceOracle(Oracle, abc.ABC):
         start = State(optimizer.module, {p.device for p in variables})
         try:
             lesson = self.learn(optimizer, loss, drawn, start)
-            if lesson is None:
-                return Observation()
             learnt: list[tuple[DrawnBlock, Tensor]] = []
             for block, s in zip(drawn, lesson.coordinates, strict=True):
                 if s is None:
@@ -153,7 +151,9 @@ class SubspaceOracle(Oracle, abc.ABC):
                 "evaluations": float(lesson.evaluations),
                 "short_step": _short_step(drawn),
             }
-            if self.curvature:
+            if self.curvature and not learnt:
+                numbers["curvature"] = 0.0
+            elif self.curvature:
                 after = State(optimizer.module, {p.device for p in variables})
 
                 def along() -> list[Tensor]:
@@ -182,10 +182,8 @@ class SubspaceOracle(Oracle, abc.ABC):
         ]
 
     @abc.abstractmethod
-    def learn(
-        self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State
-    ) -> Lesson | None:
-        """The loss and s by block; None if there is nothing to learn from."""
+    def learn(self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State) -> Lesson:
+        """The loss and s by block; None for a block of which there is nothing to learn."""
 
     def together(self, variables: Sequence[Tensor]) -> bool:
         """Whether several directions go through the closure at once."""
@@ -244,15 +242,11 @@ class Sketched(SubspaceOracle):
                 f"Sketched: inner = {self.inner!r} is not allowed; it must be an oracle that delivers plain gradients"
             )
 
-    def learn(
-        self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State
-    ) -> Lesson | None:
+    def learn(self, optimizer: Any, loss: Loss | None, drawn: list[DrawnBlock], start: State) -> Lesson:
         """Project the whole gradient."""
         found = self.inner.observe(optimizer, None if loss is None else loss.closure)
         variables = [p for block in drawn for p in block.variables]
         known = {p: p.grad for p in variables} if found.gradients is None else found.gradients
-        if all(known.get(p) is None for p in variables):
-            return None
         for p in variables:
             g = known.get(p)
             if g is not None and g.layout is not torch.strided:
