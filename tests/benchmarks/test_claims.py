@@ -15,7 +15,9 @@ pytest.importorskip("matplotlib")
 import hasten
 from benchmarks.claims import (
     estimated_constants,
+    forward_fine_tuning,
     forward_memory,
+    moved_digits,
     noise_dominated_least_squares,
     recursions,
     simplified_ademamix,
@@ -53,6 +55,7 @@ def test_every_claim_has_a_committed_result_and_a_row_in_the_index() -> None:
     assert page == table.index(table.records(folder / "results"))
     for module in (
         estimated_constants,
+        forward_fine_tuning,
         forward_memory,
         noise_dominated_least_squares,
         simplified_ademamix,
@@ -215,3 +218,38 @@ def test_forward_memory_in_quick_mode(tmp_path: Path) -> None:
     assert claim.quick
     assert (tmp_path / f"{claim.name}.png").stat().st_size > 10_000
     assert claim.checks[0].holds, claim.checks[0]  # so small a model is mostly a block of attention's scores
+
+
+def test_mezo_follows_the_derivative_along_its_direction() -> None:
+    model = torch.nn.Linear(3, 2).double()
+    before = [p.detach().clone() for p in model.parameters()]
+    inputs = torch.randn(5, 3, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        return model(inputs).square().mean()
+
+    gradients = torch.autograd.grad(loss(), list(model.parameters()))
+    moved_digits.MeZO(model, lr=0.1, seed=4).step(loss)
+    seeds = torch.Generator().manual_seed(4)
+    z = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+    directions = [torch.randn(p.shape, generator=z).double() for p in before]
+    slope = sum(float((g * d).sum()) for g, d in zip(gradients, directions, strict=True))
+    for p, start, d in zip(model.parameters(), before, directions, strict=True):
+        torch.testing.assert_close(p.detach(), start - 0.1 * slope * d, rtol=0, atol=1e-9)
+
+
+def test_a_diverged_run_stays_infinite() -> None:
+    task = moved_digits.moved_digits()
+    mezo = next(m for m in moved_digits.methods() if m.name == moved_digits.MEZO)
+    curve = forward_fine_tuning.tune(mezo, 1e3, 0, task, 2.0, 100)
+    assert curve.losses == [float("inf")] * 3
+    assert len(curve.accuracies) == len(curve.seconds) == 3
+
+
+@pytest.mark.slow
+def test_forward_fine_tuning_in_quick_mode(tmp_path: Path) -> None:
+    claim = forward_fine_tuning.run(quick=True, folder=tmp_path)
+    claim.write(tmp_path)
+    assert claim.quick
+    assert (tmp_path / f"{claim.name}.png").stat().st_size > 10_000
+    assert claim.checks[0].holds, claim.checks[0]
