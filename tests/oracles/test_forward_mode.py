@@ -1,6 +1,7 @@
 """Forward mode learns what backpropagation and a projection would, without a graph and without a trace."""
 
 import copy
+import gc
 import warnings
 
 import pytest
@@ -606,3 +607,19 @@ def test_directional_derivatives_of_a_function(d, rank, chunk):
 def test_a_function_that_ignores_its_point():
     with pytest.raises(RuntimeError, match="does not depend on the point"):
         directional_derivatives(lambda x: torch.ones(()), torch.ones(3), Haar(rank=2).draw(3))
+
+
+def test_no_direction_is_held_while_the_model_runs():
+    model = nn.Linear(301, 1, bias=False)
+    x = torch.randn(4, 301)
+    held = []
+
+    def loss():
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, nn.Parameter)]
+        own = model.weight.data_ptr()
+        held.append(sum(t.numel() == 301 and t.data_ptr() != own for t in tensors))
+        return model(x).square().mean()
+
+    hasten.SubspaceGradientDescent(model, rank=1, oracle=ForwardMode(chunk=1)).step(loss)
+    assert held == [0, 1, 1]  # at the curvature's two passes, the point that was moved
