@@ -297,6 +297,19 @@ def test_a_line_without_a_minimum_ends(method):
     assert math.isfinite(result.fun) or result.status == Status.UNBOUNDED
 
 
+@pytest.mark.parametrize("method", ["l-bfgs", "ncg", "gradient-descent", "nesterov"])
+@pytest.mark.parametrize(
+    "fun", [lambda x: -x.square().sum(-1), lambda x: -x.exp().sum(-1)], ids=["-x²", "-eˣ"]
+)
+@pytest.mark.parametrize("batched", [False, True])
+def test_what_falls_without_end_is_called_unbounded(method, fun, batched):
+    x0 = torch.ones(2, 3, dtype=torch.float64) if batched else torch.ones(3, dtype=torch.float64)
+    result = minimize(fun, x0, method, batched=batched)
+    statuses = result.status.tolist() if batched else [result.status]
+    assert set(statuses) == {Status.UNBOUNDED}
+    assert bool(torch.as_tensor(result.fun < -1e30).all())
+
+
 @pytest.mark.parametrize("method", ["gradient-descent", "nesterov", "fista"])
 def test_a_step_that_is_too_long_ends_with_the_best_point(method):
     result = minimize(

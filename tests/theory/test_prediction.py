@@ -290,3 +290,16 @@ def test_mistakes_are_named(arguments: dict[str, object], message: str) -> None:
     defaults: dict[str, object] = {"problem": HALF, "sketch": Haar(rank=1), "accuracy": 0.1}
     with pytest.raises(ValueError, match=message):
         predict(**{**defaults, **arguments})  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits", Haar(rank=2), 0.1), "problem = 'digits' is not allowed"),
+        ((torch.ones(8), Haar, 0.1), "sketch = .* is not allowed"),
+        ((torch.ones(8), Haar(rank=2), "0.1"), "accuracy = '0.1' is not allowed"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_by_name(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        predict(*arguments)

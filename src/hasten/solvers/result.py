@@ -52,7 +52,7 @@ _MESSAGES = {
     Status.LINE_SEARCH: "The line search found no better point: precision is exhausted, or the gradient is wrong.",
     Status.NONFINITE: "The objective or its gradient became infinite or nan; the best point found is returned.",
     Status.START: "The objective or its gradient is infinite or nan at x0; x0 is returned.",
-    Status.UNBOUNDED: "The objective fell to -inf: it seems to be unbounded below.",
+    Status.UNBOUNDED: "The objective falls without end: it seems to be unbounded below.",
     Status.DIVERGED: "The objective grew far above its first value (a step too long?); the best point is returned.",
     Status.DECREASE: "Converged: the relative decrease of the objective is at most ftol.",
     Status.STEP: "Converged: the relative length of the step is at most xtol.",

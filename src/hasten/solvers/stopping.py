@@ -18,6 +18,8 @@ from hasten.words import NONNEGATIVE, Interval
 RUNNING = float(Status.RUNNING)
 DIVERGENCE = 1e12
 """A value above this many times max(1, |F(x0)|) ends a run as diverged."""
+FALL = 1e30
+"""A value below minus this many times max(1, |F(x0)|) ends a run: no objective that has a minimum falls so far."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Ledger:
         verdict = where(state.failed, Status.LINE_SEARCH, verdict)
         verdict = where(stepped & (state.residual <= rule.gtol), Status.GRADIENT, verdict)
         verdict = where(stepped & invert(good), Status.NONFINITE, verdict)
-        verdict = where(stepped & (state.f == -math.inf), Status.UNBOUNDED, verdict)
+        endless = state.f < -FALL * maximum(abs(self.first), space.number(1.0))
+        verdict = where((stepped | state.failed) & endless, Status.UNBOUNDED, verdict)
 
         # A point that meets a tolerance is reported itself; any other end reports the best point.
         met = (verdict == Status.GRADIENT) | (verdict == Status.DECREASE) | (verdict == Status.STEP)

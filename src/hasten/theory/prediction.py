@@ -95,6 +95,11 @@ class Known:
         if isinstance(problem, Curvature | Tensor):
             curvature = Curvature.of(problem)
             mu, R, largest_gap = 0.0, 1.0, None
+        elif not hasattr(problem, "curvature"):
+            raise TypeError(
+                f"problem = {problem!r} is not allowed; it must be a problem with known constants, a Curvature, or L as "
+                "a tensor"
+            )
         else:
             curvature = problem.curvature
             mu, R, largest_gap = problem.strong_convexity, problem.distance, problem.gap
@@ -332,7 +337,11 @@ def predict(
         'full'
     """
     known = Known.of(problem, strong_convexity, distance, gap)
-    if not 0 < accuracy < 1:
+    if sketch is not None and not isinstance(sketch, Sketch):
+        raise TypeError(
+            f"sketch = {sketch!r} is not allowed; it must be a sketch, or None for the full method"
+        )
+    if isinstance(accuracy, str) or not 0 < accuracy < 1:
         raise ValueError(
             f"accuracy = {accuracy!r} is not allowed; it must be between 0 and 1, a part of the initial gap"
         )
