@@ -97,8 +97,8 @@ class Known:
             mu, R, largest_gap = 0.0, 1.0, None
         elif not hasattr(problem, "curvature"):
             raise TypeError(
-                f"problem = {problem!r} is not allowed; it must be a problem with known constants, a Curvature, or L as "
-                "a tensor"
+                f"problem = {problem!r} is not allowed; it must be a problem with known constants, a Curvature, or L "
+                "as a tensor"
             )
         else:
             curvature = problem.curvature
