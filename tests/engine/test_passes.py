@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 
 from hasten.engine import eager, native
 from hasten.engine.eager import eager_pass
-from hasten.engine.formula import Constant, Formula, Layout, Unsupported, trace
+from hasten.engine.formula import Constant, Formula, Layout, trace
 from hasten.engine.inductor import inductor_pass
 from hasten.engine.native import native_pass
 from hasten.engine.passes import compiled_pass
 from hasten.engine.square_root import _corrected, sqrt
+from hasten.shared_object import Unsupported
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 SIZES = (0, 1, 2, 7, 64, 70_000)

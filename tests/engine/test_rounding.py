@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from hasten.engine.rounding import random_bits, round_stochastically, words
+from hasten.engine.rounding import random_bits, round_stochastically
+from hasten.hashing import words
 
 
 def rounded(x, key, start=0):

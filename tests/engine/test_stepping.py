@@ -8,7 +8,7 @@ import torch
 
 import hasten
 from hasten.engine import passes, stepping
-from hasten.engine.formula import NoCompiler
+from hasten.shared_object import NoCompiler
 
 
 @pytest.fixture

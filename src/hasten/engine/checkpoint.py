@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hasten.engine.checks import nearest
+from hasten.checks import nearest
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer

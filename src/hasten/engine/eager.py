@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .formula import Constant, Formula, Layout, Operand, Pass, Program, Unsupported, built_once, trace
-from .rounding import random_bits, round_stochastically, words
+from hasten.hashing import words
+from hasten.shared_object import Unsupported
+
+from .formula import Constant, Formula, Layout, Operand, Pass, Program, built_once, trace
+from .rounding import random_bits, round_stochastically
 from .square_root import sqrt
 
 TILE = 2**18

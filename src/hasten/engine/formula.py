@@ -16,13 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, fx
 
-
-class Unsupported(Exception):
-    """This way of running a formula cannot run this one; the message says why in one line."""
-
-
-class NoCompiler(Unsupported):
-    """No compiler on this machine can build the pass; the message says why in one line."""
+from hasten.shared_object import Unsupported
 
 
 @dataclass(frozen=True)

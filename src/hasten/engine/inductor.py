@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten.hashing import words
+from hasten.shared_object import NoCompiler
+
 from .eager import gathered
-from .formula import Formula, Layout, NoCompiler, Pass
-from .rounding import random_bits, round_stochastically, words
+from .formula import Formula, Layout, Pass
+from .rounding import random_bits, round_stochastically
 
 SMALL = 2**15
 """Tensors of at most this many entries are gathered."""

@@ -34,7 +34,8 @@ def matrix_pass(formula: Formula) -> Pass:
 
 
 def _store(target: Tensor, value: Tensor, key: int | None) -> None:
-    from hasten.engine.rounding import random_bits, round_stochastically, words
+    from hasten.engine.rounding import random_bits, round_stochastically
+    from hasten.hashing import words
 
     if key is not None and target.dtype is torch.bfloat16:
         index = torch.arange(value.numel(), device=value.device).view(value.shape)

@@ -12,15 +12,16 @@ import ctypes
 import math
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 
-from .formula import Constant, Formula, Layout, Operand, Pass, Program, Unsupported, trace
-from .rounding import words
-from .shared_object import build
+from hasten.hashing import FMIX32, words
+from hasten.shared_object import Unsupported, build
+
+from .formula import Constant, Formula, Layout, Operand, Pass, Program, trace
 
 BLOCK = 8192
 """Entries that one thread takes at a time; a power of two, so that blocks never straddle 2^32."""
@@ -63,9 +64,6 @@ static inline uint16_t to_nearest_even(float x) {
     uint32_t bits = bits_of(x);
     uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     return x != x ? (uint16_t)0x7fc0 : (uint16_t)rounded;
-}
-static inline uint32_t fmix32(uint32_t h) {
-    h ^= h >> 16; h *= 0x85ebca6bu; h ^= h >> 13; h *= 0xc2b2ae35u; return h ^ (h >> 16);
 }
 static inline uint16_t to_random(float x, uint32_t index, uint32_t low, uint32_t high) {
     uint32_t random = fmix32(fmix32(index ^ low) ^ high) >> 16;
@@ -175,7 +173,7 @@ def source(formula: Formula, layout: Layout) -> str:
     if unknown:
         raise Unsupported(f"native passes have no {', '.join(sorted(unknown))}")
     sizes = [f"#define BLOCK {BLOCK}", f"#define SUMS {len(formula.sums)}"]
-    return "\n".join([_PRELUDE, *sizes, *_block(formula, layout, program), _DRIVER])
+    return "\n".join([FMIX32, _PRELUDE, *sizes, *_block(formula, layout, program), _DRIVER])
 
 
 def _block(formula: Formula, layout: Layout, program: Program) -> list[str]:
@@ -290,8 +288,8 @@ def native_pass(formula: Formula, layout: Layout) -> Pass:
     if sys.platform == "win32":
         raise Unsupported("native passes are not available on Windows")
     library = build(source(formula, layout), entry="run")
-    run: Callable[..., None] = library.run
-    run.restype = None  # type: ignore[attr-defined]
+    run = library.run
+    run.restype = None
     sums = len(formula.sums)
     pointer = ctypes.c_void_p
 

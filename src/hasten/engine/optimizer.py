@@ -12,13 +12,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hasten.checks import check_value, nearest
 from hasten.engine.checkpoint import restore
-from hasten.engine.checks import check_value, nearest
 from hasten.engine.composition import Composition, Place, Sentence
 from hasten.engine.description import describe
 from hasten.engine.options import read_options
 from hasten.engine.plan import Plan
-from hasten.engine.scheduling import place_of
+from hasten.engine.scheduling import place_of, scheduled
 from hasten.engine.stepping import run_step
 from hasten.engine.traced import refuse_tracing, traced_step
 from hasten.engine.two_points import switch, watch
@@ -257,6 +257,10 @@ class Optimizer(torch.optim.Optimizer):
         return (
             key in _BOOKKEEPING or key in _SCHEDULER_KEYS or any(key == p.key for p in self.places.values())
         )
+
+    def scheduled(self, group: dict[str, Any]) -> dict[str, Any]:
+        """A parameter group with every scheduled hyperparameter at its value for the coming step."""
+        return scheduled(self, group)
 
     def state_shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
         """The names and shapes of the tensors kept for a parameter."""

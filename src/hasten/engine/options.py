@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 import torch
 
-from hasten.engine.checks import check_choice, nearest
+from hasten.checks import check_choice, nearest
 
 
 class EngineOptions(TypedDict, total=False):

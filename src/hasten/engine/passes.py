@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from .formula import Formula, Layout, NoCompiler, Pass, Unsupported, built_once
+from hasten.shared_object import NoCompiler, Unsupported
+
+from .formula import Formula, Layout, Pass, built_once
 from .inductor import inductor_pass
 from .native import native_pass
 

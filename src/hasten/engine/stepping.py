@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from hasten.engine.formula import Formula, Layout, NoCompiler, Pass
+from hasten.engine.formula import Formula, Layout, Pass
 from hasten.engine.matrix import matrix_pass
 from hasten.engine.plan import Bucket, Plan, flat
 from hasten.engine.scheduling import resolve, store
 from hasten.numbers import Names
+from hasten.shared_object import NoCompiler
 from hasten.words import Observation
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Self, Unpack
 
+from hasten.checks import optional_number
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import optional_number
 from hasten.iterates import (
     Canonical,
     EstimatedCanonical,

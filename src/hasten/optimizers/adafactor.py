@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
+from hasten.checks import optional_number, unpacked
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import optional_number, unpacked
 from hasten.iterates import Plain
 from hasten.transforms import FactoredSecondMoment, RelativeStep, WeightDecay
 from hasten.words import NONNEGATIVE, Value

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Unpack
 
+from hasten.checks import check_choice, flag, unpacked
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import check_choice, flag, unpacked
 from hasten.transforms import (
     EMA,
     BoundedSecondMoment,

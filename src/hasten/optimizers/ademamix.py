@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
+from hasten.checks import flag, is_zero, number, unpacked
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import flag, is_zero, number, unpacked
 from hasten.schedules import ademamix_alpha, half_life
 from hasten.transforms import Accumulation, SecondMoment, TwoMomenta
 from hasten.words import NONNEGATIVE, POSITIVE, UNIT, Value

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Unpack
 
+from hasten.checks import check_choice, flag, number, unpacked
 from hasten.engine import EngineOptions, Optimizer, Sentence
-from hasten.engine.checks import check_choice, flag, number, unpacked
 from hasten.iterates import Plain
 from hasten.oracles import Backpropagation, Mars, RememberedPoint
 from hasten.transforms import EMA, ClipTensorNorm, Scale, SecondMoment, Sign, WeightDecay

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
+from hasten.checks import flag, unpacked
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import flag, unpacked
 from hasten.iterates import DistanceEstimate
 from hasten.words import Value
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
+from hasten.checks import flag, is_zero
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import flag, is_zero
 from hasten.transforms import HeavyBall as HeavyBallMomentum
 from hasten.transforms import QuasiHyperbolic, WeightDecay
 from hasten.words import Value

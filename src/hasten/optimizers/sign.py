@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
+from hasten.checks import unpacked
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import unpacked
 from hasten.transforms import EMA, Interpolation, Sign
 from hasten.words import Value
 

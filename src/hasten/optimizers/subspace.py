@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from hasten.checks import check_choice, flag, number, optional_number
 from hasten.engine import EngineOptions, Optimizer
-from hasten.engine.checks import check_choice, flag, number, optional_number
 from hasten.engine.optimizer import listed
 from hasten.iterates import RandomizedSubspace, SubspaceDescent
 from hasten.iterates.subspace import SubspaceStep

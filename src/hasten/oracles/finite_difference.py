@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hasten.engine.checks import check_choice, optional_number
+from hasten.checks import check_choice, optional_number
 from hasten.oracles.directional import Direction, difference_step, moved, root_mean_square, squared_norm
 from hasten.oracles.failures import explaining
 from hasten.oracles.subspace import DrawnBlock, Lesson, SubspaceOracle

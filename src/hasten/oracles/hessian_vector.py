@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, jvp
 
-from hasten.engine.checks import check_choice
+from hasten.checks import check_choice
 from hasten.oracles.failures import explaining
 from hasten.oracles.substitution import Loss, differentiable_kernels, scalar
 from hasten.sketches import Rademacher

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 
-from hasten.engine.checks import flag, optional_number
+from hasten.checks import flag, optional_number
 from hasten.oracles.hessian_vector import variables_of
 from hasten.oracles.substitution import Loss
 from hasten.words import POSITIVE, Observation, Oracle

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hasten.engine.scheduling import scheduled
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.oracles.directional import Direction, push, second_derivative, squared_norm
 from hasten.oracles.substitution import Loss, State
@@ -206,7 +205,7 @@ def decays(optimizer: Any, key: str) -> dict[Tensor, float]:
     return {
         p: float(entries[key])
         for group in optimizer.param_groups
-        for entries in [scheduled(optimizer, group)]
+        for entries in [optimizer.scheduled(group)]
         for p in group["params"]
         if p.requires_grad
     }

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hasten.engine.checks import nearest
+from hasten.checks import nearest
 from hasten.words import Interval
 
 __all__ = ["SPECTRA", "clustered", "geometric", "logspace", "power", "spectrum"]

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hasten.engine.checks import check_choice
+from hasten.checks import check_choice
 from hasten.sketches import native
 from hasten.sketches.counters import PIECE, chosen, uniforms
 from hasten.sketches.curvature import Curvature

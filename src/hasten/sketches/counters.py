@@ -1,12 +1,8 @@
 """Random numbers without a generator: a hash of (seed, step, block) and a position.
 
-A draw is known by a 64-bit key. Its stream t has two 32-bit words, and the number at position x is
-
-    h_t(x) = fmix32(fmix32(lo32(x) ^ low_t) ^ high_t ^ hi32(x)),
-
-MurmurHash3's finaliser (Appleby, 2011) twice, keyed by splitmix64 (Steele, Lea and Flood, 2014). Nothing is stored,
-every position is reached at once, and the numbers are the same on every machine and device. ``kernels/numbers.c``
-states the same functions in C; tests hold the two bitwise equal.
+A draw is known by a 64-bit key. Each of its streams t has a key of its own, under which the hash of
+:mod:`hasten.hashing` gives position x the number h_t(x). Nothing is stored, and every position is reached at once.
+``kernels/numbers.c`` states the same functions in C; tests hold the two bitwise equal.
 
 A random permutation of a grid of A × B positions needs no memory either: the position (a, b) passes through
 alternating rounds b ← b + h(a) mod B, a ← a + h(b) mod A, each invertible whatever h is (a Feistel network over two
@@ -23,10 +19,9 @@ import math
 import torch
 from torch import Tensor
 
-from hasten.engine.rounding import words
+from hasten import hashing
+from hasten.hashing import MASK64, words
 
-_MASK32 = 0xFFFFFFFF
-_MASK64 = 0xFFFFFFFFFFFFFFFF
 _GOLDEN = 0x9E3779B97F4A7C15
 
 SIGNS = 0
@@ -47,31 +42,19 @@ def key_of(seed: int, step: int, block: int) -> int:
     """
     key = 0
     for part in (seed, step, block):
-        low, high = words((key + part) & _MASK64)
+        low, high = words((key + part) & MASK64)
         key = low | high << 32
     return key
 
 
 def stream(key: int, number: int) -> tuple[int, int]:
     """The two 32-bit words of one stream of a key."""
-    return words((key + number * _GOLDEN) & _MASK64)
-
-
-def _times(x: Tensor, factor: int) -> Tensor:
-    """``x · factor`` modulo 2³², for x below 2³²: int64 has no unsigned product, so in halves."""
-    return ((x & 0xFFFF) * factor + (((x >> 16) * factor & 0xFFFF) << 16)) & _MASK32
-
-
-def _fmix32(x: Tensor) -> Tensor:
-    x = _times(x ^ (x >> 16), 0x85EBCA6B)
-    x = _times(x ^ (x >> 13), 0xC2B2AE35)
-    return x ^ (x >> 16)
+    return words((key + number * _GOLDEN) & MASK64)
 
 
 def hashed(key: int, number: int, position: Tensor) -> Tensor:
     """32 random bits (as int64) for each position (int64, not negative) of a stream."""
-    low, high = stream(key, number)
-    return _fmix32(_fmix32((position & _MASK32) ^ low) ^ high ^ (position >> 32))
+    return hashing.hashed(*stream(key, number), position)
 
 
 def below(bound: int, bits: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hasten.engine.formula import NoCompiler
-from hasten.engine.shared_object import build
+from hasten.hashing import FMIX32
+from hasten.shared_object import NoCompiler, build
 
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _PARTS = ("numbers", "tiles", "hashed", "hadamard")
@@ -172,7 +172,7 @@ def kernels() -> Kernels | None:
         return None
     try:
         folder = Path(__file__).with_name("kernels")
-        source = "".join((folder / f"{name}.c").read_text(encoding="utf-8") for name in _PARTS)
+        source = FMIX32 + "".join((folder / f"{name}.c").read_text(encoding="utf-8") for name in _PARTS)
         return Kernels(build(source, entry="project"))
     except NoCompiler:
         return None

@@ -20,6 +20,7 @@ from hasten.solvers.objective import Objective
 from hasten.solvers.options import declared, read
 from hasten.solvers.progress import Progress
 from hasten.solvers.result import OptimizeResult, Status
+from hasten.solvers.space import invert
 from hasten.solvers.stopping import Ledger, Stopping
 from hasten.solvers.structure import Structure
 from hasten.solvers.terms import FlatBox, FlatTerm, Term
@@ -161,7 +162,7 @@ def _finish(method: Method, objective: Objective, state: Any, ledger: Ledger) ->
     """Evaluate what the method reports instead of the points shown, and the gradient where it is not known."""
     space = objective.space
     met = (ledger.outcome == Status.GRADIENT) | (ledger.outcome == Status.START)
-    objective.running = met == False  # noqa: E712  a mask may be a tensor
+    objective.running = invert(met)
     candidate = method.output(state)
     if candidate is not None and space.any(objective.running):
         smooth, g = objective.value_and_gradient(candidate)

@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from hasten.engine.checks import nearest
+from hasten.checks import nearest
 from hasten.numbers import Number
 from hasten.solvers.objective import Objective
 from hasten.solvers.options import Option, declared

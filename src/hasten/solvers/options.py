@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hasten.engine.checks import nearest
+from hasten.checks import nearest
 from hasten.words import Interval
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import islice
 
-from hasten.engine.checks import number
+from hasten.checks import number
 from hasten.words import NONNEGATIVE, POSITIVE
 
 __all__ = ["Accelerated", "Bound", "ScheduleC", "ScheduleS", "ScheduleU", "SubspaceDescent"]

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from hasten.engine.checks import check_choice
+from hasten.checks import check_choice
 from hasten.sketches.curvature import Curvature
 from hasten.sketches.sketch import Sketch
 from hasten.theory.bounds import Accelerated, SubspaceDescent

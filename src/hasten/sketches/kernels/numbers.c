@@ -1,4 +1,4 @@
-/* Random numbers from a key and a position: the functions of counters.py, bit for bit. */
+/* Random numbers from a key and a position: the functions of counters.py, bit for bit, after hashing.py's fmix32. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -20,9 +20,6 @@ __attribute__((simd("notinbranch"))) double cos(double);
 enum { TILE = 1024, SIGNS = 0, PLACES = 1 };
 
 typedef struct { uint32_t low, high; } Stream;
-static inline uint32_t fmix32(uint32_t h) {
-    h ^= h >> 16; h *= 0x85ebca6bu; h ^= h >> 13; h *= 0xc2b2ae35u; return h ^ (h >> 16);
-}
 static Stream stream(uint64_t key, uint64_t number) {
     uint64_t z = key + (number + 1) * 0x9E3779B97F4A7C15u;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;

@@ -26,8 +26,6 @@ from pathlib import Path
 
 import torch
 
-from .formula import NoCompiler
-
 _FLAGS = (
     "-O3",
     "-fno-math-errno",
@@ -38,6 +36,14 @@ _FLAGS = (
     "-fPIC",
 )
 _VECTOR_MATH = ["-DHASTEN_MVEC", "-Wl,--as-needed", "-lmvec"]
+
+
+class Unsupported(Exception):
+    """This way of running something cannot run this one; the message says why in one line."""
+
+
+class NoCompiler(Unsupported):
+    """No compiler on this machine can build it; the message says why in one line."""
 
 
 def build(source: str, entry: str) -> ctypes.CDLL:

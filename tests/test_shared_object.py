@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hasten.engine import shared_object
-from hasten.engine.formula import Formula, Layout, NoCompiler
+from hasten import shared_object
+from hasten.engine.formula import Formula, Layout
 from hasten.engine.native import native_pass
 from hasten.engine.passes import compiled_pass
+from hasten.shared_object import NoCompiler
 
 LAYOUT = Layout((torch.float32, torch.float32), torch.float32, "cpu")
 
@@ -98,7 +99,7 @@ try:
 except ImportError:
     pass
 import torch
-from hasten.engine import shared_object
+from hasten import shared_object
 print(shared_object._openmp_library()[0])
 """
 
