@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from hasten.race import Race, RaceError
+from hasten.race.outcome import Race as Results
 from hasten.race.plan import Plan
-from hasten.race.results import Race as Results
 
 Small = Callable[..., Race]
 

@@ -21,6 +21,7 @@ def random_bits(low: int | Tensor, high: int | Tensor, index: Tensor) -> Tensor:
     """16 random bits (as int64) for each ``index`` (int64), from a key's two ``words``.
 
     Example:
+        >>> from hasten.hashing import words
         >>> random_bits(*words(7), torch.arange(3)).shape
         torch.Size([3])
     """
@@ -34,6 +35,7 @@ def round_stochastically(x: Tensor, bits: Tensor) -> Tensor:
     may become infinite, as it would when rounded to nearest.
 
     Example:
+        >>> from hasten.hashing import words
         >>> x = torch.tensor([1.0, 1.0 + 2**-8])
         >>> round_stochastically(x, random_bits(*words(1), torch.arange(2)))[0].item()
         1.0

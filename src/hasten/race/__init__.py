@@ -10,7 +10,7 @@ or ``hasten race`` from a terminal. Needs the extra: ``pip install 'hasten[race]
 
 from hasten.race.contest import load, race, resume
 from hasten.race.errors import RaceError
-from hasten.race.results import Race
+from hasten.race.outcome import Race
 from hasten.race.run import Point, Run
 from hasten.race.standings import Standing
 from hasten.race.task import Task

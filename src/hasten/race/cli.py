@@ -8,9 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from hasten.race.errors import RaceError, one_line, require
-
-MISTAKE, INTERRUPTED = 2, 130
+from hasten.race.errors import INTERRUPTED, MISTAKE, RaceError, one_line, require
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from hasten.race import advice, catalogue, contest
-from hasten.race.cli import INTERRUPTED
-from hasten.race.errors import RaceError, require
+from hasten.race.errors import INTERRUPTED, RaceError, require
 from hasten.race.live import LiveObserver
+from hasten.race.outcome import Race
 from hasten.race.palette import style
 from hasten.race.picture import picture as draw_picture
 from hasten.race.plots import places
-from hasten.race.results import SUMMARY_COLUMNS, Race, summary_row
+from hasten.race.results import SUMMARY_COLUMNS, summary_row
 
 app = typer.Typer(
     add_completion=False,

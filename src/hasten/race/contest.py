@@ -12,6 +12,7 @@ import torch
 from hasten.race.entrants import Contender, check, parse_entrants
 from hasten.race.errors import RaceError
 from hasten.race.known import bound
+from hasten.race.outcome import Race
 from hasten.race.plan import (
     EVALUATIONS,
     REPORT_SECONDS,
@@ -24,7 +25,6 @@ from hasten.race.plan import (
     steps_within,
 )
 from hasten.race.progress import Observer
-from hasten.race.results import Race
 from hasten.race.run import Run
 from hasten.race.store import Store
 from hasten.race.task import Task, derive_seed

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 PACKAGES = {"sklearn": "scikit-learn"}
 
+MISTAKE, INTERRUPTED = 2, 130
+"""Exit statuses of the command line."""
+
 
 class RaceError(ValueError):
     """A mistake that the person who asked for the race can mend; the message is one line.

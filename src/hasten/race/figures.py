@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hasten.race.errors import RaceError, require
 from hasten.race.palette import style
 from hasten.race.plots import axes_of, loss_range, places
-from hasten.race.results import Race, number
+from hasten.race.results import Results, number
 from hasten.race.standings import Standing
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ LOOK: Any = {
 MAP_LOOK: Any = {**LOOK, "axes.grid": False}
 
 
-def write_figures(race: Race, folder: Path) -> list[Path]:
+def write_figures(race: Results, folder: Path) -> list[Path]:
     """Draw curves and standings (and the sensitivity, if searched) and give the files' paths.
 
     Example:
         >>> from hasten.race.plan import Plan
-        >>> write_figures(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()), Path("."))
+        >>> write_figures(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()), Path("."))
         []
     """
     require("matplotlib")
@@ -85,7 +85,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def curves(race: Race) -> Figure:
+def curves(race: Results) -> Figure:
     """Loss against steps, or oracle calls where they are counted: median over seeds, their range, bounds.
 
     Example:
@@ -120,7 +120,7 @@ def _legend(standing: Standing) -> str:
     return f"{standing.label}  {number(standing.median)}"
 
 
-def standings(race: Race) -> Figure:
+def standings(race: Results) -> Figure:
     """Every seed's final loss as a dot, the median as a bar, best on top.
 
     Example:
@@ -145,7 +145,7 @@ def standings(race: Race) -> Figure:
     return figure
 
 
-def sensitivity(race: Race) -> Figure:
+def sensitivity(race: Results) -> Figure:
     """Final loss of every trial against its learning rate; diverged trials as crosses on top.
 
     Example:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hasten.race.palette import style, translucent
-from hasten.race.results import Race
+from hasten.race.results import Results
 from hasten.race.standings import Standing
 
 DECADES: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": 1}
@@ -16,25 +16,25 @@ AXES = {"steps": "steps", "samples": "samples seen", "seconds": "seconds of trai
 COUNTED_AXES = {"oracle_calls": "oracle calls (a whole gradient takes one for each parameter)", **AXES}
 
 
-def axes_of(race: Race) -> dict[str, str]:
+def axes_of(race: Results) -> dict[str, str]:
     """What curves may be drawn against, the first one first; titles by name.
 
     Example:
         >>> from pathlib import Path
         >>> from hasten.race.plan import Plan
-        >>> list(axes_of(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ())))
+        >>> list(axes_of(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ())))
         ['steps', 'samples', 'seconds']
     """
     return COUNTED_AXES if race.plan.counted else AXES
 
 
-def places(race: Race) -> dict[str, int]:
+def places(race: Results) -> dict[str, int]:
     """Each contender's place in the plan, which fixes its colour.
 
     Example:
         >>> from pathlib import Path
         >>> from hasten.race.plan import Plan
-        >>> places(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))
+        >>> places(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))
         {}
     """
     return {c.label: k for k, c in enumerate(race.plan.contenders)}
@@ -50,13 +50,13 @@ def plain(values: Sequence[float]) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values]
 
 
-def curves(race: Race) -> dict[str, Any]:
+def curves(race: Results) -> dict[str, Any]:
     """Loss against steps, samples, seconds or oracle calls: median and range over seeds, and bounds.
 
     Example:
         >>> from pathlib import Path
         >>> from hasten.race.plan import Plan
-        >>> curves(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"]
+        >>> curves(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"]
         []
     """
     traces: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ def curves(race: Race) -> dict[str, Any]:
     return {"id": "plot-curves", "traces": traces, "layout": layout, "axes": axes}
 
 
-def _curve_traces(race: Race, standing: Standing) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
+def _curve_traces(race: Results, standing: Standing) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
     colour, dash = style(places(race)[standing.label])
     curve = standing.curve
     columns = {name: list(getattr(curve, name)) for name in axes_of(race)}
@@ -121,14 +121,14 @@ def _curve_traces(race: Race, standing: Standing) -> list[tuple[dict[str, Any], 
     return drawn
 
 
-def loss_range(race: Race) -> tuple[float, float] | None:
+def loss_range(race: Results) -> tuple[float, float] | None:
     """The losses worth showing: those of contenders that did not diverge, without the first,
     untrained evaluations where these would flatten everything after them; None if there are none.
 
     Example:
         >>> from pathlib import Path
         >>> from hasten.race.plan import Plan
-        >>> loss_range(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ())) is None
+        >>> loss_range(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ())) is None
         True
     """
     log = race.plan.log_scale
@@ -148,7 +148,7 @@ def loss_range(race: Race) -> tuple[float, float] | None:
     return bottom - margin, top + margin
 
 
-def _loss_axis(race: Race) -> dict[str, Any]:
+def _loss_axis(race: Results) -> dict[str, Any]:
     limits = loss_range(race)
     if not race.plan.log_scale:
         return {"range": list(limits)} if limits else {}
@@ -158,13 +158,13 @@ def _loss_axis(race: Race) -> dict[str, Any]:
     return {**DECADES, "range": [low, high], "dtick": max(1, round((high - low) / 8))}
 
 
-def sensitivity(race: Race) -> dict[str, Any]:
+def sensitivity(race: Results) -> dict[str, Any]:
     """Final loss of every trial against its learning rate.
 
     Example:
         >>> from pathlib import Path
         >>> from hasten.race.plan import Plan
-        >>> sensitivity(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"]
+        >>> sensitivity(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"]
         []
     """
     traces: list[dict[str, Any]] = []
@@ -192,13 +192,13 @@ def sensitivity(race: Race) -> dict[str, Any]:
     return {"id": "plot-sensitivity", "traces": traces, "layout": layout}
 
 
-def to_target(race: Race) -> dict[str, Any]:
+def to_target(race: Results) -> dict[str, Any]:
     """Steps and seconds until the median curve crosses the target, as bars side by side.
 
     Example:
         >>> from pathlib import Path
         >>> from hasten.race.plan import Plan
-        >>> to_target(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"][0]["x"]
+        >>> to_target(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))["traces"][0]["x"]
         []
     """
     reached = [s for s in race.standings if s.steps_to_target is not None]

@@ -13,14 +13,14 @@ from typing import Any
 from hasten.race.errors import RaceError, require
 from hasten.race.palette import style
 from hasten.race.plots import curves, places, sensitivity, to_target
-from hasten.race.results import Race, behind, number
+from hasten.race.results import Results, behind, number
 from hasten.race.standings import Standing
 from hasten.race.store import write_atomically
 
 STRIP_WIDTH, STRIP_HEIGHT = 190, 18
 
 
-def write_report(race: Race, path: Path) -> Path:
+def write_report(race: Results, path: Path) -> Path:
     """Write the report of a race and give its path.
 
     Raises:
@@ -41,12 +41,12 @@ def write_report(race: Race, path: Path) -> Path:
     return path
 
 
-def report_page(race: Race) -> str:
+def report_page(race: Results) -> str:
     """The report as text.
 
     Example:
         >>> from hasten.race.plan import Plan
-        >>> page = report_page(Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))
+        >>> page = report_page(Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), ()))
         >>> page.startswith("<!doctype html>")
         True
     """
@@ -133,14 +133,14 @@ def _section(
     )
 
 
-def _facts(race: Race) -> str:
+def _facts(race: Results) -> str:
     plan = race.plan
     seeds = f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "1 seed"
     tuned = f" · {plan.trials} learning rates tried for each" if plan.trials else ""
     return f"{plan.title} · {plan.parameters:,} parameters · {plan.length} a run · {seeds}{tuned}"
 
 
-def _notice(race: Race) -> str:
+def _notice(race: Results) -> str:
     if not race.interrupted:
         return ""
     whole = len(race.plan.contenders) * len(race.plan.seeds)
@@ -150,7 +150,7 @@ def _notice(race: Race) -> str:
     )
 
 
-def _standings_note(race: Race) -> str:
+def _standings_note(race: Results) -> str:
     lead = "factor" if race.plan.log_scale else "difference"
     return (
         f"Final {race.plan.unit}: median over seeds, and every seed as a dot. “Behind” is the mean "
@@ -160,7 +160,7 @@ def _standings_note(race: Race) -> str:
     )
 
 
-def _curves_note(race: Race) -> str:
+def _curves_note(race: Results) -> str:
     many = "Lines are medians over seeds, bands their range." if len(race.plan.seeds) > 1 else ""
     dotted = "Dotted: the target"
     if race.plan.bounds:
@@ -168,7 +168,7 @@ def _curves_note(race: Race) -> str:
     return f"{many} {dotted}. Click a name to hide it, twice to see it alone.".strip()
 
 
-def _target_note(race: Race) -> str:
+def _target_note(race: Results) -> str:
     assert race.target is not None
     meaning = "" if race.plan.target is not None else ", the level that all of them reached"
     missing = [s.label for s in race.standings if s.steps_to_target is None]
@@ -176,7 +176,7 @@ def _target_note(race: Race) -> str:
     return f"When the median curve first comes down to {number(race.target)}{meaning}.{never}"
 
 
-def _standings_table(race: Race) -> str:
+def _standings_table(race: Results) -> str:
     heads = [
         ("", ""), ("optimizer", "name"), ("final", ""), ("seeds", "strip"), ("behind [95%]", ""),
         ("oracle calls to target" if race.plan.counted else "steps to target", ""),
@@ -200,7 +200,7 @@ def _standings_table(race: Race) -> str:
     return _table(heads, rows)
 
 
-def _cost_table(race: Race) -> str:
+def _cost_table(race: Results) -> str:
     heads = [
         ("optimizer", "name"), ("training step, ms", ""), ("of which optimizer, ms", ""),
         ("state, bytes per parameter", ""), ("first step, s", ""),
@@ -232,12 +232,12 @@ def _maybe(value: float | None, form: str) -> str:
     return "–" if value is None else f"{value:{form}}"
 
 
-def _name(race: Race, label: str) -> str:
+def _name(race: Results, label: str) -> str:
     colour, _ = style(places(race)[label])
     return f'<span class="key" style="background:{colour}"></span>{html.escape(label)}'
 
 
-def _strip_scale(race: Race) -> tuple[float, float]:
+def _strip_scale(race: Results) -> tuple[float, float]:
     """The range of the seeds' dots; contenders far off the others' scale are cut at its edge."""
     values = sorted(_scaled(race, x) for s in race.standings for x in s.finals if math.isfinite(x))
     if not values:
@@ -247,11 +247,11 @@ def _strip_scale(race: Race) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def _scaled(race: Race, x: float) -> float:
+def _scaled(race: Results, x: float) -> float:
     return math.log10(max(x, 1e-300)) if race.plan.log_scale else x
 
 
-def _strip(race: Race, standing: Standing, scale: tuple[float, float]) -> str:
+def _strip(race: Results, standing: Standing, scale: tuple[float, float]) -> str:
     colour, _ = style(places(race)[standing.label])
     low, high = scale
     middle = STRIP_HEIGHT / 2
@@ -271,7 +271,7 @@ def _strip(race: Race, standing: Standing, scale: tuple[float, float]) -> str:
     )
 
 
-def _sentences(race: Race) -> str:
+def _sentences(race: Results) -> str:
     parts = []
     for contender in race.plan.contenders:
         sentence = race.plan.sentences.get(contender.label, contender.name)
@@ -285,7 +285,7 @@ def _sentences(race: Race) -> str:
     return "".join(parts)
 
 
-def _definitions(race: Race) -> str:
+def _definitions(race: Results) -> str:
     plan = race.plan
     pairs = {
         **plan.environment,

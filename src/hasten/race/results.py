@@ -1,4 +1,4 @@
-"""What a race gives back: the runs, the ranking, a verdict in words, and a report."""
+"""What a race found out: the runs, the ranking, and a verdict in words."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Race:
+class Results:
     """The outcome of a race, finished or stopped early.
 
     Attributes:
@@ -41,7 +41,7 @@ class Race:
         interrupted: whether runs are missing.
 
     Example:
-        >>> Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), (), True).verdict.headline
+        >>> Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), (), True).verdict.headline
         'No run has finished yet'
     """
 
@@ -74,7 +74,7 @@ class Race:
         """The ranking as a plain table.
 
         Example:
-            >>> Race(Path("."), Plan("lm", "", "", (), (0,), 1), (), (), True).summary()
+            >>> Results(Path("."), Plan("lm", "", "", (), (0,), 1), (), (), True).summary()
             'No run has finished yet.'
         """
         if not self.standings:
@@ -89,18 +89,6 @@ class Race:
             for row in rows
         ]
         return "\n".join([f"{self.verdict.headline}. {self.verdict.detail}", "", *lines])
-
-    def report(self, path: str | Path | None = None) -> Path:
-        """Write the report (``report.html`` in the race's folder by default) and give its path."""
-        from hasten.race.report import write_report
-
-        return write_report(self, Path(path) if path else self.folder / "report.html")
-
-    def figures(self, folder: str | Path | None = None) -> list[Path]:
-        """Write the figures as PNG (into the race's folder by default) and give their paths."""
-        from hasten.race.figures import write_figures
-
-        return write_figures(self, Path(folder) if folder else self.folder)
 
 
 SUMMARY_COLUMNS = (
