@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from hasten.files import write_atomically
 from hasten.race import Race, RaceError, load, race, resume
 from hasten.race.entrants import parse_entrants
 from hasten.race.plan import settle_all
 from hasten.race.progress import Observer
 from hasten.race.run import DIVERGED
-from hasten.race.store import Store, write_atomically
+from hasten.race.store import Store
 from hasten.race.tasks import TASKS, find_task
 from hasten.race.training import train
 from hasten.race.tuning import SPAN, make_search, tune
@@ -201,7 +202,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("hasten.race.store.os.replace", fail)
+    monkeypatch.setattr("hasten.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hasten.files import write_atomically
 from hasten.problems.surfaces import SURFACES, Surface
 from hasten.race.entrants import Contender, check, evaluating, parse_entrants, settle
 from hasten.race.errors import RaceError, require, unknown
 from hasten.race.figures import MAP_LOOK, save
 from hasten.race.palette import style
-from hasten.race.store import write_atomically
 from hasten.race.task import derive_seed
 from hasten.race.tasks import SURFACE_ENTRANTS
 from hasten.race.tasks.least_squares import Point

@@ -10,12 +10,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hasten.files import write_atomically
 from hasten.race.errors import RaceError, require
 from hasten.race.palette import style
 from hasten.race.plots import curves, places, sensitivity, to_target
 from hasten.race.results import Results, behind, number
 from hasten.race.standings import Standing
-from hasten.race.store import write_atomically
 
 STRIP_WIDTH, STRIP_HEIGHT = 190, 18
 
