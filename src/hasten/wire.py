@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -51,12 +51,17 @@ class Traffic:
 
 @dataclass
 class Communication:
-    """The traffic of every part, by its name.
+    """The traffic of every part, by its name; prints as a table of bytes.
 
     Example:
-        >>> report = Communication({"gradients": Traffic(1, 8, 8.0, 8.0)})
+        >>> report = Communication({"gradients": Traffic(2, 4096, 4096.0, 4096.0), "loss": Traffic(2, 16, 16.0, 16.0)})
         >>> report.total.sent
-        8.0
+        4112.0
+        >>> print(report)
+        part       calls  payload   sent  received
+        gradients      2    4,096  4,096     4,096
+        loss           2       16     16        16
+        total          4    4,112  4,112     4,112
     """
 
     parts: dict[str, Traffic] = field(default_factory=dict)
@@ -69,6 +74,15 @@ class Communication:
     def __add__(self, other: Communication) -> Communication:
         names = (*self.parts, *(name for name in other.parts if name not in self.parts))
         return Communication({n: self.parts.get(n, Traffic()) + other.parts.get(n, Traffic()) for n in names})
+
+    def __str__(self) -> str:
+        rows: list[tuple[str, ...]] = [("part", "calls", "payload", "sent", "received")]
+        for name, t in (*self.parts.items(), ("total", self.total)):
+            rows.append((name, *(f"{n:,.0f}" for n in (t.calls, t.payload, t.sent, t.received))))
+        first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+        return "\n".join(
+            "  ".join([name.ljust(first), *map(str.rjust, numbers, widths)]) for name, *numbers in rows
+        )
 
 
 class Wire:
@@ -119,6 +133,26 @@ class Wire:
         return self._started(
             part,
             lambda: dist.all_gather(found, tensor, group=self.group, async_op=True),
+            lambda: found,
+        )
+
+    def exchange(
+        self, outgoing: Tensor, to: Sequence[int], incoming: Sequence[int], part: str
+    ) -> Future[Tensor]:
+        """Hand ``to[r]`` entries of a flat tensor to each worker r, and get ``incoming[r]`` entries from each."""
+        found = outgoing.new_empty(sum(incoming))
+        size = outgoing.element_size()
+        self.count(
+            part,
+            outgoing.nbytes,
+            float(outgoing.nbytes - to[self.rank] * size),
+            float(found.nbytes - incoming[self.rank] * size),
+        )
+        return self._started(
+            part,
+            lambda: dist.all_to_all_single(
+                found, outgoing, list(incoming), list(to), group=self.group, async_op=True
+            ),
             lambda: found,
         )
 
@@ -183,7 +217,14 @@ _wires: MutableMapping[Tensor, list[Wire]] = WeakTensorKeyDictionary()
 def serve(params: Iterable[Tensor], wire: Wire) -> None:
     """Note that what goes over the wire is on account of these parameters."""
     for p in params:
-        _wires.setdefault(p, []).append(wire)
+        known = _wires.setdefault(p, [])
+        if not any(wire is other for other in known):
+            known.append(wire)
+
+
+def serving(p: Tensor, group: Any) -> Wire | None:
+    """The wire of this process group that serves a parameter, if there is one."""
+    return next((wire for wire in _wires.get(p, []) if wire.group is group), None)
 
 
 def communication(params: Iterable[Tensor]) -> Communication:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
@@ -12,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hasten.distributed.agreement import agree, description
 from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.linear import Subspace
+from hasten.oracles.received import Arrival, Received
 from hasten.sketches import Sketch
 from hasten.sketches.layers import Shape, vectors
 from hasten.wire import Communication, Wire, serve
@@ -47,14 +51,18 @@ class Hook:
         """How many times the gradients were averaged."""
         self.parameters: list[Tensor] = []
         self.wire: Wire | None = None
+        self._model: weakref.ref[DistributedDataParallel] | None = (
+            None  # torch's reducer keeps this hook alive
+        )
         self._index: dict[int, int] = {}
+        self._agreed = False
 
     def register(self, model: nn.Module) -> Any:
         """Attach to a DistributedDataParallel model; returns the hook.
 
         Raises:
             TypeError: the model is not a DistributedDataParallel.
-            RuntimeError: the hook is attached already.
+            RuntimeError: the hook is attached already, or the model has another.
             Disagreement: a worker has another model, seed or exchange; names it. Raised on every worker.
         """
         if not isinstance(model, DistributedDataParallel):
@@ -64,18 +72,29 @@ class Hook:
             )
         if self.wire is not None:
             raise RuntimeError(f"{type(self).__name__}: attached already; make a hook for each model")
-        wire = Wire(model.process_group)
+        if getattr(model, "_comm_hooks", None):
+            raise RuntimeError(
+                f"{type(self).__name__}: the model has a communication hook already, and torch allows one"
+            )
         parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._check(model)
+        wire = Wire(model.process_group)
         self.exchange.prepare([p.shape for p in parameters])
         agree(wire, {"model": description(model), **self.exchange.facts})
         model.register_comm_hook(None, lambda state, bucket: self._average(bucket))  # torch reads these names
-        self.parameters, self.wire = parameters, wire
+        self.parameters, self.wire, self._model = parameters, wire, weakref.ref(model)
         self._index = {id(p): i for i, p in enumerate(parameters)}
         serve(parameters, wire)
         return self
 
+    def _check(self, model: DistributedDataParallel) -> None:
+        """Refuse what the exchange cannot average."""
+
     def _average(self, bucket: Any) -> Future[Tensor]:
         assert self.wire is not None
+        if not self._agreed:
+            agree(self.wire, {"number of averagings so far": self.step})
+            self._agreed = True
         indices = [self._index[id(p)] for p in bucket.parameters()]
         parcel = Parcel(bucket.gradients(), indices, self.step)
         if bucket.is_last():
@@ -92,18 +111,53 @@ class Hook:
         return {"step": self.step, "exchange": self.exchange.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned."""
+        """Load what `state_dict` returned, on all workers alike; the next ``backward`` checks that they agree.
+
+        Raises:
+            ValueError: it is not a hook's, or another exchange's; nothing is changed.
+        """
+        if set(state_dict) != {"step", "exchange"}:
+            raise ValueError(
+                f"{type(self).__name__}: a state dict with the keys {sorted(state_dict)} is not allowed; "
+                "it must be what state_dict() returned"
+            )
         self.exchange.load_state_dict(state_dict["exchange"])
-        self.step = int(state_dict["step"])
+        self.step, self._agreed = int(state_dict["step"]), False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}: a hook belongs to the model and the process group of its process and cannot be "
+            "copied or pickled; save hook.state_dict() and register a new hook"
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.exchange!r})"
 
 
 class SubspaceHook(Hook):
     """All-reduces Pᵀg, r floats instead of d, and lifts the mean: the gradients arrive as G = P Pᵀ · mean(g_i).
 
+    Any optimizer can use these gradients as they are. `SubspaceNesterov` and `SubspaceGradientDescent` are told that
+    they are sketched already by ``oracle=hook.oracle``, and are then what one process would make of the averaged
+    gradient with the same subspaces.
+
+    Args:
+        sketch: the family of P; balanced CountSketch with d/r = 64 unless told otherwise.
+        exact: which shapes are sent whole, if the sketch is not ``PerLayer``; vectors and scalars by default.
+        seed: of the subspaces; the same on every worker.
+
     Example:
+        >>> import hasten, torch
+        >>> import torch.distributed as dist
         >>> from hasten.sketches import BalancedCountSketch
-        >>> SubspaceHook(BalancedCountSketch(ratio=64), seed=1).exchange
-        Subspace(BalancedCountSketch(rank=None, ratio=64), seed=1)
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> model = DistributedDataParallel(nn.Linear(64, 1))
+        >>> hook = SubspaceHook(BalancedCountSketch(ratio=8), seed=1).register(model)
+        >>> opt = hasten.SubspaceNesterov(model, oracle=hook.oracle, smoothness=8.0)
+        >>> loss = opt.step(lambda: model(torch.ones(2, 64)).square().mean())
+        >>> opt.oracle_calls, opt.communication.parts["gradients"].payload
+        (9, 36)
+        >>> dist.destroy_process_group()
     """
 
     exchange: Subspace
@@ -112,3 +166,50 @@ class SubspaceHook(Hook):
         self, sketch: Sketch | None = None, *, exact: Callable[[Shape], bool] = vectors, seed: int = 0
     ) -> None:
         super().__init__(Subspace(sketch, exact=exact, seed=seed))
+
+    def _check(self, model: DistributedDataParallel) -> None:
+        for name, p in model.named_parameters():
+            if p.requires_grad and p.is_complex():
+                raise TypeError(
+                    f"{type(self).__name__}: parameter {name!r} is complex, which sketches do not support"
+                )
+
+    @property
+    def oracle(self) -> Received:
+        """What arrived, for optimizers of r numbers: ``SubspaceNesterov(model, oracle=hook.oracle)``.
+
+        Raises:
+            RuntimeError: the hook is not registered with a model yet.
+        """
+        if self.wire is None:
+            raise RuntimeError(f"{type(self).__name__}: oracle is known after register(model)")
+        return Received(sketch=self.exchange.sketch, network=self)
+
+    # -- what the oracle asks ---------------------------------------------------------------------------------------
+
+    def arrival(self, p: Tensor) -> Arrival | None:
+        """What arrived last of a parameter's gradient; None for one without entries, or before the first arrival.
+
+        Raises:
+            KeyError: it is not a parameter of the model.
+        """
+        return self.exchange.arrivals.get(self._index[id(p)])
+
+    def mean(self, number: float, part: str) -> float:
+        """The mean over all workers, each of which calls this."""
+        assert self.wire is not None
+        own = torch.tensor([number / self.wire.world], dtype=torch.float64, device=self.parameters[0].device)
+        return float(self.wire.sum(own, part).wait())
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Inside it the model is this worker's alone: nothing is sent, whatever runs forward or backward."""
+        model = None if self._model is None else self._model()
+        assert model is not None
+        synchronised = model.require_forward_param_sync
+        model.require_forward_param_sync = False  # no_sync alone would still broadcast the buffers
+        try:
+            with model.no_sync():
+                yield
+        finally:
+            model.require_forward_param_sync = synchronised

@@ -11,6 +11,7 @@ from torch.futures import Future
 
 from hasten.checks import check_choice
 from hasten.distributed.exchange import Exchange, Parcel
+from hasten.oracles.received import Arrival
 from hasten.sketches import BalancedCountSketch, Draw, PerLayer, Sketch, blocks
 from hasten.sketches.layers import Block, Shape, vectors
 from hasten.wire import Wire
@@ -80,7 +81,7 @@ class Subspace(Exchange):
             raise TypeError(f"Subspace: seed = {seed!r} is not allowed; it must be an integer")
         self.sketch = sketch if isinstance(sketch, PerLayer) else PerLayer(sketch, exact)
         self.seed = seed
-        self.arrivals: dict[int, tuple[Draw, Tensor]] = {}
+        self.arrivals: dict[int, Arrival] = {}
         """By parameter: P and the mean s of the last exchange."""
         self._blocks: dict[int, Block] = {}
 
@@ -115,7 +116,7 @@ class Subspace(Exchange):
             if draw is not None:
                 own = s[start : start + draw.rank]
                 draw.lift(own, tensor)
-                self.arrivals[index] = (draw, own)
+                self.arrivals[index] = Arrival(draw, own, tensor.dtype)
                 start += draw.rank
 
     def mean(self, parcel: Parcel, wire: Wire) -> Future[None]:

@@ -26,6 +26,7 @@ from hasten.iterates.plain import Plain
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.schedules import Schedule
 from hasten.transforms.step import WeightDecay
+from hasten.wire import Communication, communication
 from hasten.words import Hyper, Iterate, Oracle, Transform, Value
 
 _ARTICLES = {Iterate: "an iterate", Oracle: "an oracle", Transform: "a transform"}
@@ -242,6 +243,11 @@ class Optimizer(torch.optim.Optimizer):
     def skipped_steps(self) -> int:
         """How many steps were skipped because a gradient was not finite."""
         return max((int(group["skipped_steps"]) for group in self.param_groups), default=0)
+
+    @property
+    def communication(self) -> Communication:
+        """What this worker sent and received for these parameters, by part; prints as a table."""
+        return communication(p for group in self.param_groups for p in group["params"])
 
     def check_group(self, entries: dict[str, Any]) -> None:
         """Raise ValueError unless every hyperparameter of a group is in its range."""

@@ -18,6 +18,7 @@ from hasten.engine.optimizer import listed
 from hasten.iterates import RandomizedSubspace, SubspaceDescent
 from hasten.iterates.subspace import SubspaceStep
 from hasten.oracles.backpropagation import Backpropagation
+from hasten.oracles.received import Received
 from hasten.oracles.subspace import Sketched, SubspaceOracle
 from hasten.sketches import BalancedCountSketch, Curvature, ImportanceBlocks, PerLayer, Sketch
 from hasten.words import POSITIVE, Value
@@ -68,6 +69,8 @@ class SubspaceOptimizer(Optimizer):
         valued = iterate.estimate or "loss" in iterate.needs
         if valued and isinstance(asked, Sketched) and asked.inner == Backpropagation():
             asked = dataclasses.replace(asked, inner=Backpropagation(loss=True))
+        if isinstance(asked, Received):
+            asked = dataclasses.replace(asked, shared_loss="loss" in iterate.needs)
         asked = dataclasses.replace(
             asked, rank=None, sketch=family, weight_decay=iterate.weight_decay, curvature=iterate.estimate
         )
@@ -217,7 +220,8 @@ class SubspaceNesterov(SubspaceOptimizer):
         strong_convexity: μ; 0 for convex functions, and where it is not known (then consider `restart`).
         nu: ν. By default the sketch's, which is safe; values down to 1 are faster until they are unstable.
         oracle: how Pᵀ∇f is learnt: from backpropagation by default; :class:`~hasten.oracles.ForwardMode` keeps no
-            activations; :class:`~hasten.oracles.FiniteDifference` needs no derivative.
+            activations; :class:`~hasten.oracles.FiniteDifference` needs no derivative;
+            :attr:`SubspaceHook.oracle <hasten.distributed.SubspaceHook.oracle>` takes what arrives over a network.
         schedule: "unified" for any μ; "convex" and "strongly convex" are the closed forms.
         restart: forget the momentum every so many steps (⌈√(4eC/μ)⌉ is safe where μ is roughly known); with
             `restart_by_value` only if the loss at y has grown since the last such step. Take at least 50.

@@ -8,9 +8,11 @@ from hasten.oracles.forward_mode import ForwardMode
 from hasten.oracles.hessian_vector import HessianVector, Product
 from hasten.oracles.mars import Mars, RememberedPoint
 from hasten.oracles.per_sample import ForEach, PerSample, per_sample_gradients
+from hasten.oracles.received import Arrival, Received
 from hasten.oracles.subspace import Sketched, SubspaceOracle
 
 __all__ = [
+    "Arrival",
     "Backpropagation",
     "Estimate",
     "FiniteDifference",
@@ -20,6 +22,7 @@ __all__ = [
     "Mars",
     "PerSample",
     "Product",
+    "Received",
     "RememberedPoint",
     "Sketched",
     "SubspaceOracle",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hasten.words import Observation, Oracle
@@ -63,6 +65,8 @@ def differentiate(
     if [_version(p) for p in params] != before or not (isinstance(loss, Tensor) and loss.requires_grad):
         return loss, None
     try:
+        if dist.is_available() and dist.is_initialized():
+            return loss, _accumulated(loss, params)
         found = torch.autograd.grad(loss, params, allow_unused=True)
     except RuntimeError as error:
         if "second time" in str(
@@ -71,6 +75,44 @@ def differentiate(
             return loss, None
         raise
     return loss, {p: g for p, g in zip(params, found, strict=True) if g is not None}
+
+
+def _accumulated(loss: Tensor, params: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    """What ``backward`` leaves in ``p.grad``, which is then as it was.
+
+    Wrappers of torch.distributed average gradients on their way there, which ``torch.autograd.grad`` does not go.
+    """
+    with _grads_aside(params):
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return {p: p.grad for p in params if p.grad is not None}
+
+
+def local_gradients(closure: Callable[[], Any], params: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient of the closure's loss on this worker, whether it calls ``backward`` or not; ``p.grad`` stays.
+
+    Example:
+        >>> w = torch.ones(2, requires_grad=True)
+        >>> local_gradients(lambda: (w**2).sum(), [w]), w.grad
+        ([tensor([2., 2.])], None)
+    """
+    with _grads_aside(params):
+        with torch.enable_grad():
+            loss = closure()
+        if any(p.grad is not None for p in params) or not (isinstance(loss, Tensor) and loss.requires_grad):
+            return [p.grad for p in params]
+        return list(torch.autograd.grad(loss, list(params), allow_unused=True))
+
+
+@contextlib.contextmanager
+def _grads_aside(params: Sequence[Tensor]) -> Iterator[None]:
+    kept = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, g in zip(params, kept, strict=True):
+            p.grad = g
 
 
 def _version(p: Tensor) -> tuple[int, int] | None:

@@ -63,12 +63,14 @@ class Lesson:
     """What was learnt of the closure's loss h, before weight decay: h(y) and s by block.
 
     `loss` is the loss as ``step`` returns it, `value` the same as a number, `evaluations` how often the closure ran.
+    `drawn` are the blocks, where they are others than the oracle was given.
     """
 
     loss: Any
     value: float
     coordinates: Sequence[Tensor | None]
     evaluations: int
+    drawn: list[DrawnBlock] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class SubspaceOracle(Oracle, abc.ABC):
         start = State(optimizer.module, {p.device for p in variables})
         try:
             lesson = self.learn(optimizer, loss, drawn, start)
+            drawn = drawn if lesson.drawn is None else lesson.drawn
             learnt: list[tuple[DrawnBlock, Tensor]] = []
             for block, s in zip(drawn, lesson.coordinates, strict=True):
                 if s is None:
