@@ -1,21 +1,33 @@
 """The same sentences over torch.distributed: what workers send, and how sharded parameters are moved."""
 
-from hasten.distributed.agreement import Disagreement, agree
+from hasten.distributed.agreement import Disagreement, agree, agree_on
+from hasten.distributed.compressors import Compressor, Sign, Sketched, TopK
+from hasten.distributed.error_feedback import ErrorFeedback, redistributed
 from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.hook import Hook, SubspaceHook
 from hasten.distributed.linear import AllReduce, Subspace
+from hasten.distributed.low_rank import DCTColumns, LowRank
 from hasten.wire import Communication, Traffic, WorkerLost
 
 __all__ = [
     "AllReduce",
     "Communication",
+    "Compressor",
+    "DCTColumns",
     "Disagreement",
+    "ErrorFeedback",
     "Exchange",
     "Hook",
+    "LowRank",
     "Parcel",
+    "Sign",
+    "Sketched",
     "Subspace",
     "SubspaceHook",
+    "TopK",
     "Traffic",
     "WorkerLost",
     "agree",
+    "agree_on",
+    "redistributed",
 ]
