@@ -6,6 +6,7 @@ from hasten.distributed.error_feedback import ErrorFeedback, redistributed
 from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.hook import Hook, SubspaceHook
 from hasten.distributed.linear import AllReduce, Subspace
+from hasten.distributed.local_steps import LocalSteps
 from hasten.distributed.low_rank import DCTColumns, LowRank
 from hasten.wire import Communication, Traffic, WorkerLost
 
@@ -18,6 +19,7 @@ __all__ = [
     "ErrorFeedback",
     "Exchange",
     "Hook",
+    "LocalSteps",
     "LowRank",
     "Parcel",
     "Sign",
