@@ -1,14 +1,17 @@
 """The front door: ``hasten race``, ``list``, ``explain``, ``picture``, ``report``, ``advise``.
 
-Whatever goes wrong by a user's hand is one line on standard error and a non-zero exit.
+Whatever goes wrong by a user's hand is one line on standard error and a non-zero exit. Of several workers that a
+launcher started, rank 0 speaks; another only of what has happened to it alone.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from hasten.race.errors import INTERRUPTED, MISTAKE, RaceError, one_line, require
+from hasten.race.errors import INTERRUPTED, LOST, MISTAKE, RaceError, one_line, require
+from hasten.wire import WorkerLost
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,15 +23,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ...
         SystemExit: 2
     """
+    first = os.environ.get("RANK", "0") == "0"
+    said = ""
     try:
         status = run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
-        print("hasten: stopped", file=sys.stderr)
-        status = INTERRUPTED
+        said, status = "stopped", INTERRUPTED
     except RaceError as error:
-        print(f"hasten: {error}", file=sys.stderr)
-        status = MISTAKE
+        said, status = str(error), MISTAKE
+    except WorkerLost as error:
+        said, status = str(error), LOST
+    if said and (first or (status == MISTAKE and _joined())):
+        print(f"hasten: {said}" if first else f"hasten: rank {os.environ['RANK']}: {said}", file=sys.stderr)
+    if status and _joined():
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(status)  # the other workers may be gone: nothing is waited for
     raise SystemExit(status)
+
+
+def _joined() -> bool:
+    """Whether this process is one of several, whose group is still there."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
 
 
 def run(arguments: list[str]) -> int:

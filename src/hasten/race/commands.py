@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ from hasten.race.outcome import Race
 from hasten.race.palette import style
 from hasten.race.picture import picture as draw_picture
 from hasten.race.plots import places
-from hasten.race.results import SUMMARY_COLUMNS, summary_row
+from hasten.race.progress import Observer
+from hasten.race.results import summary_columns, summary_row
+from hasten.race.store import Store
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +33,7 @@ app = typer.Typer(
 console = Console()
 WIDE = 112
 SPARED_WHERE_NARROW = frozenset({"over seeds", "time", "state B/param"})
+SPARED_FOR_BYTES = frozenset({"behind [95%]", "steps to target", "ms/step"})
 
 Optimizers = Annotated[
     str | None, typer.Option(help="Who takes part, as in 'AdamW,Lion(lr=3e-4),torch.SGD(lr=0.1)'.")
@@ -62,6 +66,17 @@ def race(
     search: Annotated[str | None, typer.Option(help="How to choose those: random, optuna, grid.")] = None,
     target: Annotated[float | None, typer.Option(help="Evaluation whose crossing is timed.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that torch may use.")] = None,
+    hook: Annotated[
+        str | None,
+        typer.Option(
+            help="How several workers exchange: none (all-reduce in float32), bf16, subspace(ratio=64), "
+            "lowrank(rank=2), topk(ratio=100), dct(rank=4), local(every=32), powersgd(rank=1), or several of them; "
+            "every optimizer races over each (default none)."
+        ),
+    ] = None,
+    world: Annotated[
+        int | None, typer.Option(help="Workers that share every batch, started here (default 1).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the race (default race/TASK-TIME).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the race in --out, or the latest one.")
@@ -71,14 +86,19 @@ def race(
 
     Without options: six optimizers, three seeds each, train a small language model on the text of
     Python's standard library, in about four minutes. Ctrl-C stops early and keeps what is done.
+
+    Several workers share every batch with --world 2, or where torchrun starts them:
+    torchrun --nproc-per-node 2 -m hasten.race --task lm --hook subspace
     """
     require("plotly", "matplotlib")
     asked: dict[str, Any] = {
         "task": task, "optimizers": optimizers, "budget": budget, "seeds": seeds, "steps": steps,
         "tune": tune, "search": search, "target": target, "threads": threads,
+        "hook": hook, "world": world,
     }  # fmt: skip
     given = {name: value for name, value in asked.items() if value is not None}
-    observer = LiveObserver(console)
+    first = os.environ.get("RANK", "0") == "0"
+    observer = LiveObserver(console) if first else Observer()
     if resume and given:
         raise RaceError(f"--resume goes on as planned: leave out --{next(iter(given))}")
     if resume:
@@ -86,12 +106,17 @@ def race(
     else:
         given["trials"] = given.pop("tune", 0)
         result = contest.race(**given, out=out, observer=observer, command=_command())
-    show(result)
+    if first:
+        show(result)
     return INTERRUPTED if result.interrupted else 0
 
 
 def _command() -> str:
-    return shlex.join(["hasten", *sys.argv[1:]])
+    module = Path(sys.argv[0]).name == "__main__.py"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        size = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        return shlex.join(["torchrun", "--nproc-per-node", size, "-m", "hasten.race", *sys.argv[1:]])
+    return shlex.join(["hasten", *(["race"] if module else []), *sys.argv[1:]])
 
 
 def show(result: Race) -> None:
@@ -116,7 +141,7 @@ def show(result: Race) -> None:
     console.print(f"\nreport: {report}", highlight=False, soft_wrap=True)
     if result.interrupted:
         console.print(
-            f"stopped early; go on with: hasten race --resume --out {shlex.quote(str(result.folder))}",
+            f"stopped early; {Store(result.folder).go_on}",
             highlight=False,
             soft_wrap=True,
         )
@@ -131,7 +156,9 @@ def ranking(result: Race) -> Table:
         0
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
-    shown = [c for c in SUMMARY_COLUMNS if console.width >= WIDE or c not in SPARED_WHERE_NARROW]
+    columns = summary_columns(result.plan)
+    spared = SPARED_WHERE_NARROW | (SPARED_FOR_BYTES if result.plan.world > 1 else frozenset())
+    shown = [c for c in columns if console.width >= WIDE or c not in spared]
     for column in shown:
         justify: JustifyMethod = "left" if column == "optimizer" else "right"
         # A long name may take two lines; a number must not lose its end.
@@ -140,7 +167,7 @@ def ranking(result: Race) -> Table:
             Text(column), justify=justify, no_wrap=not name, overflow="fold" if name else "ellipsis"
         )
     for place, standing in enumerate(result.standings, 1):
-        cells = {c: Text(t) for c, t in zip(SUMMARY_COLUMNS, summary_row(place, standing), strict=True)}
+        cells = {c: Text(t) for c, t in zip(columns, summary_row(place, standing), strict=True)}
         if console.width < WIDE:
             cells["behind [95%]"] = Text(cells["behind [95%]"].plain.split(" [")[0])
         colour, _ = style(places(result)[standing.label])

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from hasten.race.entrants import Contender, check, parse_entrants
+from hasten.race.entrants import Contender
 from hasten.race.errors import RaceError
-from hasten.race.known import bound
+from hasten.race.launch import launch
 from hasten.race.outcome import Race
-from hasten.race.plan import (
-    EVALUATIONS,
-    REPORT_SECONDS,
-    Pace,
-    Plan,
-    environment,
-    measure_pace,
-    parse_duration,
-    settle_all,
-    steps_within,
-)
+from hasten.race.plan import Plan
+from hasten.race.planning import check_contenders, make_plan, sample_task
 from hasten.race.progress import Observer
+from hasten.race.request import Request
 from hasten.race.run import Run
 from hasten.race.store import Store
-from hasten.race.task import Task, derive_seed
 from hasten.race.tasks import TaskSource, find_task
-from hasten.race.training import Seeds, build_task, evaluation_steps, train
-from hasten.race.tuning import SEARCHES, make_search, tune
+from hasten.race.training import Seeds, train
+from hasten.race.tuning import make_search, tune
+from hasten.race.workers import Workers, started_together, together, world_of
+from hasten.wire import WorkerLost
 
-DEFAULT_BUDGET = "4m"
 DEFAULT_FOLDER = Path("race")
 
 
@@ -48,6 +39,8 @@ def race(
     target: float | None = None,
     evaluations: int | None = None,
     threads: int | None = None,
+    hook: str | Iterable[str] | None = None,
+    world: int | None = None,
     out: str | Path | None = None,
     observer: Observer | None = None,
     command: str | None = None,
@@ -72,12 +65,18 @@ def race(
         evaluations: points on every curve (fewer where they would eat up the budget); the task's
             choice where None.
         threads: torch's number of threads; as it is where None.
+        hook: how several workers exchange gradients, or parameters: one of `hasten.race.hooks.WAYS` or several,
+            ``"none,subspace(ratio=64)"``; every optimizer races over every one. DistributedDataParallel's own
+            all-reduce in float32 is ``"none"``, and taken where None.
+        world: how many workers share every batch. Where a launcher such as torchrun started them, it must be their
+            number if it is given; otherwise so many processes are started on this machine.
         out: folder of the race, which must not hold one already; ``race/TASK-TIME`` where None.
         observer: told about progress.
         command: what to call the race in the report.
 
     Raises:
         RaceError: if something asked for does not exist or cannot be.
+        WorkerLost: a worker died; `resume` goes on.
 
     Example:
         >>> import tempfile
@@ -86,123 +85,76 @@ def race(
         >>> len(result.runs)
         1
     """
-    started = time.monotonic()
-    observer = observer or Observer()
-    source = find_task(task)
-    if optimizers is not None and not isinstance(optimizers, str):
-        optimizers = list(optimizers)
-    entrants = parse_entrants(source.entrants if optimizers is None else optimizers)
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not numbers or len(set(numbers)) < len(numbers):
-        raise RaceError(f"seeds={seeds!r} must be at least one, all different")
-    _check_numbers(steps=(steps, 1), trials=(trials, 0), threads=(threads, 1), evaluations=(evaluations, 1))
-    if search not in SEARCHES:
-        raise RaceError(f"search={search!r} must be one of {', '.join(SEARCHES)}")
-    seconds = parse_duration(DEFAULT_BUDGET if budget is None else budget)
-    if out is None:
-        out = DEFAULT_FOLDER / f"{task.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    store = Store(Path(out))
-    if store.has_plan():
-        raise RaceError(f"{out} already holds a race: resume it, or choose another folder")
-    if threads:
-        torch.set_num_threads(threads)
-
-    sample = build_task(source, derive_seed(source.name, "pace"))
-    provisional = settle_all(entrants, source, sample, 1000)
-    _check_contenders(provisional, sample)
-    store.create()
-    paces, evaluation = _measure(source, provisional, observer)
-    evaluations = evaluations or source.evaluations or EVALUATIONS
-    if steps is None:
-        left = seconds - (time.monotonic() - started) - REPORT_SECONDS
-        pace, runs_each = list(paces.values()), len(numbers) + trials
-        steps, evaluations = steps_within(left, pace, evaluation, runs_each, evaluations)
-        if budget is None and source.steps is not None:
-            steps = min(steps, source.steps)
-    contenders = settle_all(entrants, source, sample, steps)
-    plan = Plan(
-        task=source.name,
-        title=source.title,
-        command=command
-        or _call(
-            task,
-            optimizers,
-            seeds=seeds,
-            steps=steps,
-            trials=trials,
-            search=search,
-            target=target,
-            threads=threads,
-        ),
-        contenders=tuple(contenders),
-        seeds=numbers,
+    request = Request(
+        task=task,
+        optimizers=_plain(optimizers),
+        seeds=seeds if isinstance(seeds, int) else list(seeds),
         steps=steps,
-        evaluations=evaluations,
+        budget=budget,
         trials=trials,
         search=search,
-        target=target if target is not None else sample.target,
-        unit=sample.unit,
-        log_scale=sample.log_scale,
-        parameters=sum(p.numel() for p in sample.model.parameters() if p.requires_grad),
-        data=sample.data,
-        threads=torch.get_num_threads(),
-        budget=seconds if budget is not None or source.steps is None else None,
-        paces=paces,
-        sentences=_sentences(contenders, sample, steps),
-        environment=environment(),
+        target=target,
+        evaluations=evaluations,
+        threads=threads,
+        hook=_plain(hook),
+        world=world,
+        out=None if out is None else str(out),
+        command=command,
     )
-    plan = replace(plan, bounds=_bounds(plan, sample))
-    store.write_plan(plan.to_json())
-    return _run_plan(plan, source, store, observer)
+    size = world_of(request.world)
+    request.hooks_of(size)
+    if size > 1 and started_together() is None:
+        folder = Path(request.out or default_folder(request.task))
+        _refuse_second(Store(folder))
+        job = {"request": {**request.to_json(), "out": str(folder)}}
+        return launch(job, size, folder, load, observer or Observer())
+    with together() as workers:
+        return run_request(request, workers, observer or Observer())
 
 
-def _check_contenders(contenders: Sequence[Contender], sample: Task) -> None:
-    # Settings that follow from a problem's constants fit its dimension alone.
-    check(contenders, None if sample.problem is None else sample.model, sample.problem)
+def _plain(names: str | Iterable[str] | None) -> str | list[str] | None:
+    return names if names is None or isinstance(names, str) else list(names)
 
 
-def _bounds(plan: Plan, sample: Task) -> dict[str, tuple[float, ...]]:
-    """The theory's bound at every evaluation of each contender that has one."""
-    problem = sample.problem
-    if problem is None:
-        return {}
-    found = {}
-    for contender in plan.contenders:
-        guarantee = bound(contender.name, contender.options, problem)
-        if guarantee is not None and not plan.trials and contender.schedule == "constant":
-            due = evaluation_steps(plan.steps_of(contender.label), plan.evaluations)
-            values = guarantee.curve(due[-1])
-            found[contender.label] = (problem.gap, *(values[step] for step in due[1:]))
-    return found
+def default_folder(task: str) -> Path:
+    """Where a race is kept when nobody says: ``race/TASK-TIME``.
+
+    Example:
+        >>> default_folder("own.py:line").parts[-1].split("-")[0]
+        'line'
+    """
+    return DEFAULT_FOLDER / f"{task.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _check_numbers(**asked: tuple[int | None, int]) -> None:
-    for name, (value, least) in asked.items():
-        if value is not None and value < least:
-            raise RaceError(f"{name}={value} must be at least {least}")
+def run_request(request: Request, workers: Workers, observer: Observer) -> Race:
+    """Plan what is asked and run it, as one of the workers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     request = Request("valley", "torch.SGD(lr=0.01)", seeds=1, steps=20, out=folder)
+        ...     with together() as workers:
+        ...         result = run_request(request, workers, Observer())
+        >>> result.interrupted
+        False
+    """
+    store = workers.decide(lambda: Store(Path(request.out or default_folder(request.task))))
+    workers.decide(lambda: _refuse_second(store))
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    plan = make_plan(request, store, workers, observer)
+    return _run_plan(plan, request.source, store, observer, workers)
 
 
-def _measure(
-    source: TaskSource, contenders: list[Contender], observer: Observer
-) -> tuple[dict[str, Pace], float]:
-    """The pace of every contender, and the seconds of one evaluation."""
-    observer.measuring(len(contenders))
-    paces: dict[str, Pace] = {}
-    evaluation = 0.0
-    for contender in contenders:
-        paces[contender.label], evaluation = measure_pace(source, contender)
-        observer.measured(contender.label)
-    return paces, evaluation
-
-
-def _call(task: str, optimizers: str | Iterable[str] | None, **options: object) -> str:
-    """The call that would race the same race again, with the number of steps that was chosen."""
-    given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
-    return f"hasten.race.race({', '.join([repr(task), repr(optimizers), *given])})"
+def _refuse_second(store: Store) -> None:
+    if store.has_plan():
+        raise RaceError(f"{store.folder} already holds a race: resume it, or choose another folder")
 
 
 def resume(out: str | Path | None = None, *, observer: Observer | None = None) -> Race:
     """Go on with a race that was stopped; what it has finished is kept, nothing is decided anew.
+
+    As many workers as it began with go on: those a launcher started, or else processes on this machine.
 
     Args:
         out: the race's folder; the youngest one under ``race/`` where None.
@@ -217,19 +169,45 @@ def resume(out: str | Path | None = None, *, observer: Observer | None = None) -
         ...
         hasten.race.errors.RaceError: no-such-folder holds no race: there is no plan.json in it
     """
-    store = Store(Path(out) if out is not None else youngest_race())
-    plan = Plan.from_json(store.read_plan())
+    there = started_together()
+    if there is None:
+        store = Store(Path(out) if out is not None else youngest_race())
+        plan = Plan.from_json(store.read_plan())
+        if plan.world > 1:
+            return launch(
+                {"resume": str(store.folder)}, plan.world, store.folder, load, observer or Observer()
+            )
+    with together() as workers:
+        return resume_as(out, workers, observer or Observer())
+
+
+def resume_as(out: str | Path | None, workers: Workers, observer: Observer) -> Race:
+    """Go on with a race as one of the workers.
+
+    Example:
+        >>> with together() as workers:
+        ...     resume_as("no-such-folder", workers, Observer())
+        Traceback (most recent call last):
+        ...
+        hasten.race.errors.RaceError: no-such-folder holds no race: there is no plan.json in it
+    """
+    store = workers.decide(lambda: Store(Path(out) if out is not None else youngest_race()))
+    plan = Plan.from_json(workers.decide(store.read_plan))
+    if plan.world != workers.world:
+        raise RaceError(
+            f"{store.folder} is a race of {plan.world} workers, but {workers.world} were started: start {plan.world}"
+        )
     source = find_task(plan.task)
-    sample = build_task(source, derive_seed(source.name, "pace"))
+    sample = sample_task(source, workers)
     if sample.data != plan.data:
         raise RaceError(
             f"{store.folder}: the data of task {plan.task} is not what the race began with "
             f"(fingerprint {sample.data}, was {plan.data}): start a new race"
         )
-    _check_contenders(plan.contenders, sample)
-    store.create()
+    check_contenders(plan.contenders, sample)
+    workers.decide(store.create)
     torch.set_num_threads(plan.threads)
-    return _run_plan(plan, source, store, observer or Observer())
+    return _run_plan(plan, source, store, observer, workers)
 
 
 def youngest_race(folder: Path = DEFAULT_FOLDER) -> Path:
@@ -247,75 +225,81 @@ def youngest_race(folder: Path = DEFAULT_FOLDER) -> Path:
     return plans[-1].parent
 
 
-def _run_plan(plan: Plan, source: TaskSource, store: Store, observer: Observer) -> Race:
+def _run_plan(plan: Plan, source: TaskSource, store: Store, observer: Observer, workers: Workers) -> Race:
     """All trials and runs that are not on disk yet. Seed by seed, so that stopping early leaves a
     fair comparison on fewer seeds."""
     observer.planned(plan)
+    runner = _Runner(plan, source, store, observer, workers)
     interrupted = False
-    runs: list[Run] = []
-    found: dict[str, list[Run]] = {}
     try:
-        tuned = [_tuned(c, plan, source, store, observer, found) for c in plan.contenders]
+        tuned = [_tuned(c, runner) for c in plan.contenders]
         for seed in plan.seeds:
             for contender in tuned:
-                run = store.read_run(contender.label, seed)
-                if run is None:
-                    observer.began(f"{contender.label}, seed {seed}")
-                    run, state = train(
-                        source,
-                        contender,
-                        seed=seed,
-                        steps=plan.steps_of(contender.label),
-                        evaluations=plan.evaluations,
-                        tick=observer.stepped,
-                    )
-                    store.write_run(run, state)
-                runs.append(run)
-                observer.ended(run)
+                runner.run(contender, seed)
     except KeyboardInterrupt:
         interrupted = True
+    except WorkerLost as error:
+        raise WorkerLost(f"a worker has died or stopped answering; {store.go_on}") from error
     finally:
         observer.closed()
-    return Race(store.folder, plan, tuple(runs), _flat(found), interrupted)
+    return Race(store.folder, plan, tuple(runner.runs), tuple(runner.trials), interrupted)
 
 
-def _tuned(
-    contender: Contender,
-    plan: Plan,
-    source: TaskSource,
-    store: Store,
-    observer: Observer,
-    found: dict[str, list[Run]],
-) -> Contender:
+class _Runner:
+    """Runs what is not on disk yet; rank 0 keeps the files."""
+
+    def __init__(
+        self, plan: Plan, source: TaskSource, store: Store, observer: Observer, workers: Workers
+    ) -> None:
+        self.plan, self.source, self.store = plan, source, store
+        self.observer, self.workers = observer, workers
+        self.runs: list[Run] = []
+        self.trials: list[Run] = []
+
+    def run(self, contender: Contender, seed: int) -> None:
+        """A run of the race."""
+        self.runs.append(self._kept(contender, seed, "runs", f"{contender.label}, seed {seed}", None))
+
+    def trial(self, contender: Contender, number: int) -> Run:
+        """A run of the search, on the seed kept for it."""
+        name = f"{contender.label}, trial {number + 1} of {self.plan.trials}"
+        seeds = Seeds.of(self.source.name, "trial", contender.label)
+        run = self._kept(contender, number, "trials", name, seeds)
+        self.trials.append(run)
+        return run
+
+    def _kept(self, contender: Contender, seed: int, part: str, name: str, seeds: Seeds | None) -> Run:
+        run = self.workers.decide(lambda: self.store.read_run(contender.label, seed, part))
+        if run is None:
+            self.observer.began(name)
+            own, state = train(
+                self.source,
+                contender,
+                seed=seed,
+                steps=self.plan.steps_of(contender.label),
+                evaluations=self.plan.evaluations,
+                seeds=seeds,
+                tick=self.observer.stepped,
+                workers=self.workers,
+            )
+            run = self.workers.decide(lambda: own)
+            if self.workers.first:
+                self.store.write_run(run, state) if part == "runs" else self.store.write_trial(run)
+        self.observer.ended(run)
+        return run
+
+
+def _tuned(contender: Contender, runner: _Runner) -> Contender:
     """The contender at the best learning rate of its trials (all on one seed kept for them)."""
+    plan = runner.plan
     if not plan.trials:
         return contender
-    trials = found.setdefault(contender.label, [])
 
     def attempt(number: int, factor: float) -> float:
-        run = store.read_run(contender.label, number, "trials")
-        if run is None:
-            observer.began(f"{contender.label}, trial {number + 1} of {plan.trials}")
-            run, _ = train(
-                source,
-                contender.tuned(factor),
-                seed=number,
-                steps=plan.steps_of(contender.label),
-                evaluations=plan.evaluations,
-                seeds=Seeds.of(source.name, "trial", contender.label),
-                tick=observer.stepped,
-            )
-            store.write_trial(run)
-        trials.append(run)
-        observer.ended(run)
-        return run.final_loss
+        return runner.trial(contender.tuned(factor), number).final_loss
 
     search = make_search(plan.search, plan.trials, plan.task, contender.label)
     return contender.tuned(tune(search, plan.trials, attempt))
-
-
-def _flat(found: dict[str, list[Run]]) -> tuple[Run, ...]:
-    return tuple(run for runs in found.values() for run in runs)
 
 
 def load(out: str | Path) -> Race:
@@ -336,28 +320,3 @@ def load(out: str | Path) -> Race:
     complete = all(run is not None for run in (*runs, *trials))
     kept = tuple(run for run in runs if run is not None)
     return Race(store.folder, plan, kept, tuple(t for t in trials if t is not None), not complete)
-
-
-def _sentences(contenders: list[Contender], task: Task, steps: int) -> dict[str, str]:
-    """Each optimizer described by itself, where it can."""
-    sentences = {}
-    for contender in contenders:
-        optimizer, _ = contender.build(task.model, steps, seed=0, problem=task.problem)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"]  # the peak, not the first step of the warm-up
-        sentences[contender.label] = describe_optimizer(optimizer)
-    return sentences
-
-
-def describe_optimizer(optimizer: torch.optim.Optimizer) -> str:
-    """The sentence of one of hasten's optimizers; the plain name of another's.
-
-    Example:
-        >>> describe_optimizer(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1))
-        'torch.optim.SGD'
-    """
-    from hasten import Optimizer, describe
-
-    if isinstance(optimizer, Optimizer):
-        return str(describe(optimizer))
-    return f"torch.optim.{type(optimizer).__name__}"

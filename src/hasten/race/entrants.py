@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
 from collections.abc import Iterable, Sequence
@@ -15,12 +14,16 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from hasten.oracles.subspace import SubspaceOracle
 from hasten.problems import ConvexProblem
-from hasten.race.errors import RaceError, one_line, unknown
+from hasten.race.errors import RaceError, one_line
+from hasten.race.hooks import PLAIN, HookSpec
 from hasten.race.known import SUBSPACE, by_formula, named_sketch
+from hasten.race.reading import read_calls
 from hasten.race.recommended import recommended, resolved
 
 SCHEDULES = ("constant", "linear", "cosine")
+EXAMPLE = "AdamW,Lion(lr=3e-4)"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Contender:
         schedule: course of the learning rate after the warm-up.
         warmup: fraction of the run spent warming up.
         lr_factor: what tuning multiplies the learning rate by.
+        hook: how several workers exchange what they know; None for a worker by itself.
 
     Example:
         >>> contender = settle(parse_entrants("torch.SGD(lr=0.1)")[0], "digits", 100)
@@ -68,11 +72,20 @@ class Contender:
     schedule: str = "constant"
     warmup: float = 0.0
     lr_factor: float = 1.0
+    hook: HookSpec | None = None
 
     def build(
-        self, model: nn.Module, steps: int, seed: int, problem: ConvexProblem | None = None
+        self,
+        model: nn.Module,
+        steps: int,
+        seed: int,
+        problem: ConvexProblem | None = None,
+        oracle: SubspaceOracle | None = None,
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
-        """The optimizer over the model's parameters, and the schedule that drives its lr."""
+        """The optimizer over the model's parameters, and the schedule that drives its lr.
+
+        A subspace method takes `oracle`, what arrives from the workers, if there is one.
+        """
         kind = optimizer_class(self.name)
         make = getattr(kind, self.constructor) if self.constructor else kind
         options = dict(self.options)
@@ -81,6 +94,8 @@ class Contender:
         if self.name in SUBSPACE and "sketch" in options:
             options["sketch"] = named_sketch(options, problem)
             options.pop("rank", None)
+        if self.name in SUBSPACE and oracle is not None:
+            options["oracle"] = oracle
         parameters = [p for p in model.parameters() if p.requires_grad]
         try:
             optimizer: torch.optim.Optimizer = make(parameters, **options)
@@ -94,6 +109,11 @@ class Contender:
     def tuned(self, factor: float) -> Contender:
         """The same contender with its learning rate multiplied."""
         return replace(self, lr_factor=factor)
+
+    def over(self, hook: HookSpec) -> Contender:
+        """The same contender on several workers, which exchange by a hook; plain all-reduce is not mentioned."""
+        label = self.label if hook.name == PLAIN else f"{self.label} over {hook.label}"
+        return replace(self, label=label, hook=hook)
 
 
 def lr_course(step: int, *, schedule: str, warmup: float, steps: int) -> float:
@@ -161,54 +181,7 @@ def parse_entrants(text: str | Iterable[str]) -> list[Entrant]:
         ...
         hasten.race.errors.RaceError: unknown optimizer 'Lino': did you mean 'Lion'?
     """
-    text = text if isinstance(text, str) else ",".join(text)
-    try:
-        nodes = ast.parse(f"[{text}]", mode="eval").body
-    except SyntaxError:
-        raise RaceError(f"optimizers {text!r} cannot be read: write them as 'AdamW,Lion(lr=3e-4)'") from None
-    if not isinstance(nodes, ast.List) or not nodes.elts:
-        raise RaceError("optimizers: name at least one, as in 'AdamW,Lion(lr=3e-4)'")
-    entrants = [_entrant(node) for node in nodes.elts]
-    labels = [entrant.label for entrant in entrants]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise RaceError(f"optimizers: {label} is named twice")
-    return entrants
-
-
-def _entrant(node: ast.expr) -> Entrant:
-    text = ast.unparse(node)
-    called = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
-    if not isinstance(called.func, ast.Name | ast.Attribute) or called.args:
-        raise RaceError(
-            f"optimizer {text!r} cannot be read: write a name and named arguments, as in Lion(lr=3e-4)"
-        )
-    name = _known_name(ast.unparse(called.func))
-    options = {str(keyword.arg): _literal(name, keyword) for keyword in called.keywords}
-    arguments = ", ".join(f"{key}={_written(value)}" for key, value in options.items())
-    return Entrant(f"{name}({arguments})" if options else name, name, options)
-
-
-def _literal(name: str, keyword: ast.keyword) -> Any:
-    try:
-        return ast.literal_eval(keyword.value)
-    except ValueError:
-        raise RaceError(
-            f"{name}: {keyword.arg}={ast.unparse(keyword.value)} is not a plain value "
-            "(a number, a string, a tuple)"
-        ) from None
-
-
-def _written(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else repr(value)
-
-
-def _known_name(name: str) -> str:
-    names = optimizer_names()
-    for known in names:
-        if known.lower() == name.lower():
-            return known
-    raise unknown("optimizer", name, names)
+    return [Entrant(*called) for called in read_calls(text, "optimizer", EXAMPLE, optimizer_names())]
 
 
 def settle(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 PACKAGES = {"sklearn": "scikit-learn"}
 
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, LOST, INTERRUPTED = 2, 3, 130
 """Exit statuses of the command line."""
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hasten.race.errors import RaceError, require
 from hasten.race.palette import style
-from hasten.race.plots import axes_of, loss_range, places
+from hasten.race.plots import BYTES_TITLE, axes_of, loss_range, places
 from hasten.race.results import Results, number
 from hasten.race.standings import Standing
 
@@ -51,6 +52,8 @@ def write_figures(race: Results, folder: Path) -> list[Path]:
     from matplotlib import rc_context
 
     drawings = {"curves.png": curves, "standings.png": standings}
+    if race.plan.world > 1:
+        drawings["bytes.png"] = bytes_sent
     if race.trials:
         drawings["sensitivity.png"] = sensitivity
     written = []
@@ -96,12 +99,9 @@ def curves(race: Results) -> Figure:
     name, title = next(iter(axes_of(race).items()))
     for s in race.standings:
         xs = getattr(s.curve, name)
-        colour, dash = style(places(race)[s.label])
-        shape = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[dash]
-        axes.fill_between(xs, s.curve.low, s.curve.high, color=colour, alpha=0.15, lw=0)
-        median = [y if math.isfinite(y) else math.nan for y in s.curve.median]
-        axes.plot(xs, median, shape, color=colour, lw=2, label=_legend(s))
+        _draw(race, axes, s, xs)
         if guarantee := race.plan.bounds.get(s.label):
+            colour, _ = style(places(race)[s.label])
             axes.plot(xs, guarantee[: len(xs)], ":", color=colour, lw=1.2)
     if race.plan.log_scale:
         axes.set_yscale("log")
@@ -114,6 +114,40 @@ def curves(race: Results) -> Figure:
     axes.set_title(race.verdict.headline, loc="left", fontweight="bold", fontsize=13)
     axes.legend(loc="upper right" if not race.plan.log_scale else "lower left")
     return figure
+
+
+def bytes_sent(race: Results) -> Figure:
+    """Loss against the megabytes that one worker has sent: median over seeds, and their range.
+
+    Example:
+        >>> bytes_sent.__name__
+        'bytes_sent'
+    """
+    figure, axes = _canvas(8.4, 4.8)
+    for s in race.standings:
+        _draw(race, axes, s, [sent / 1e6 if sent else math.nan for sent in s.curve.bytes])
+    axes.set_xscale("log")
+    if race.plan.log_scale:
+        axes.set_yscale("log")
+    limits = loss_range(race)
+    if limits is not None:
+        axes.set_ylim(*limits)
+    if race.target is not None:
+        axes.axhline(race.target, linestyle=":", lw=1, color="#7a8794")
+    axes.set_xlabel(BYTES_TITLE)
+    axes.set_ylabel(race.plan.unit)
+    axes.set_title(race.verdict.headline, loc="left", fontweight="bold", fontsize=13)
+    axes.legend(loc="best")
+    return figure
+
+
+def _draw(race: Results, axes: Axes, standing: Standing, xs: Sequence[float]) -> None:
+    """One contender's median and range over seeds."""
+    colour, dash = style(places(race)[standing.label])
+    shape = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}[dash]
+    axes.fill_between(xs, standing.curve.low, standing.curve.high, color=colour, alpha=0.15, lw=0)
+    median = [y if math.isfinite(y) else math.nan for y in standing.curve.median]
+    axes.plot(xs, median, shape, color=colour, lw=2, label=_legend(standing))
 
 
 def _legend(standing: Standing) -> str:

@@ -55,7 +55,28 @@ def named_sketch(options: Mapping[str, Any], problem: ConvexProblem | None = Non
         ...
         hasten.race.errors.RaceError: unknown sketch 'Har': did you mean 'Haar'?
     """
-    name, rank = options.get("sketch", BalancedCountSketch.__name__), options.get("rank")
+    name, rank = str(options.get("sketch", BalancedCountSketch.__name__)), options.get("rank")
+    if name == ImportanceCoordinates.__name__:
+        if problem is None:
+            raise RaceError(f"sketch {name!r} needs a task whose curvature is known")
+        return ImportanceCoordinates(problem.curvature)
+    return sized_sketch(name, rank, RATIO if rank is None else None)
+
+
+def sized_sketch(name: str, rank: int | None, ratio: float | None) -> Sketch:
+    """A family by name and either rank or ratio.
+
+    Raises:
+        RaceError: no family has that name, or that size, or it needs more than a size.
+
+    Example:
+        >>> sized_sketch("Haar", None, 16)
+        Haar(rank=None, ratio=16)
+        >>> sized_sketch("Haar", 4, 16)
+        Traceback (most recent call last):
+        ...
+        hasten.race.errors.RaceError: a sketch has a rank or a ratio, not both: rank=4, ratio=16
+    """
     families = {
         n: family
         for n in sketches.__all__
@@ -64,13 +85,11 @@ def named_sketch(options: Mapping[str, Any], problem: ConvexProblem | None = Non
         and not inspect.isabstract(family)
     }
     if name not in families:
-        raise unknown("sketch", str(name), families)
-    size = {"ratio": RATIO} if rank is None else {"rank": rank}
+        raise unknown("sketch", name, families)
+    if rank is not None and ratio is not None:
+        raise RaceError(f"a sketch has a rank or a ratio, not both: rank={rank}, ratio={ratio}")
+    size = {"ratio": ratio} if rank is None else {"rank": rank}
     try:
-        if name == ImportanceCoordinates.__name__:
-            if problem is None:
-                raise RaceError(f"sketch {name!r} needs a task whose curvature is known")
-            return ImportanceCoordinates(problem.curvature)
         return families[name]() if name == "Identity" else families[name](**size)
     except (TypeError, ValueError) as error:
         raise RaceError(f"sketch {name!r}: {error}") from error

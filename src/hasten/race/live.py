@@ -49,9 +49,11 @@ class LiveObserver(Observer):
         steps = sum(plan.steps_of(c.label) for c in plan.contenders) * (len(plan.seeds) + plan.trials)
         self.console.print(
             f"[bold]{plan.task}[/bold]: {plan.title}\n"
-            f"{len(plan.contenders)} optimizers · {len(plan.seeds)} seeds · "
+            f"{len(plan.contenders)} {'contenders' if len(plan.hooks) > 1 else 'optimizers'} · "
+            f"{len(plan.seeds)} seeds · "
             + (f"{plan.trials} trials each · " if plan.trials else "")
-            + f"{plan.length} a run · {plan.parameters:,} parameters · {plan.threads} threads",
+            + f"{plan.length} a run · {plan.parameters:,} parameters · {plan.threads} threads"
+            + (f" · {plan.world} workers" if plan.world > 1 else ""),
             highlight=False,
         )
         self._plan = plan

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,9 +15,11 @@ import torch
 
 from hasten.race.entrants import Contender, Entrant, settle
 from hasten.race.errors import RaceError
+from hasten.race.hooks import HookSpec
 from hasten.race.task import Task
 from hasten.race.tasks import TaskSource
-from hasten.race.training import Seeds, StepClock, blaming, build_task, evaluate, oracle_calls
+from hasten.race.training import Seeds, StepClock, assemble, blaming, evaluate, oracle_calls
+from hasten.race.workers import ALONE, Workers
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 EVALUATIONS = 20
@@ -77,6 +79,9 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
     bounds: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """What the theory guarantees, by label, at the steps of the evaluations."""
+    world: int = 1
+    hooks: tuple[str, ...] = ()
+    """The ways to exchange between several workers, as text."""
 
     def steps_of(self, label: str) -> int:
         """The length of a contender's runs."""
@@ -88,6 +93,11 @@ class Plan:
     def counted(self) -> bool:
         """Whether oracle calls are counted."""
         return any(pace.calls is not None for pace in self.paces.values())
+
+    @property
+    def gradient_bytes(self) -> float:
+        """What one worker sends for one all-reduce of the gradient in float32."""
+        return 4 * self.parameters * 2 * (self.world - 1) / self.world
 
     @property
     def length(self) -> str:
@@ -104,16 +114,20 @@ class Plan:
     def from_json(cls, values: dict[str, Any]) -> Plan:
         """The plan that `to_json` made; JSON's lists become tuples again."""
         try:
-            contenders = tuple(
-                Contender(**{**c, "options": {k: _tuples(v) for k, v in c["options"].items()}})
-                for c in values["contenders"]
-            )
+            contenders = tuple(_contender(c) for c in values["contenders"])
             paces = {label: Pace(**pace) for label, pace in values["paces"].items()}
             bounds = {label: tuple(bound) for label, bound in values.get("bounds", {}).items()}
             rest = {**values, "contenders": contenders, "paces": paces, "bounds": bounds}
-            return cls(**{**rest, "seeds": tuple(values["seeds"])})
+            hooks = tuple(values.get("hooks", ()))
+            return cls(**{**rest, "seeds": tuple(values["seeds"]), "hooks": hooks})
         except (KeyError, TypeError) as error:
             raise RaceError(f"the race's plan was written by another version of hasten ({error})") from error
+
+
+def _contender(values: dict[str, Any]) -> Contender:
+    options = {k: _tuples(v) for k, v in values["options"].items()}
+    hook = values.get("hook")
+    return Contender(**{**values, "options": options, "hook": None if hook is None else HookSpec(**hook)})
 
 
 def _tuples(value: Any) -> Any:
@@ -150,8 +164,10 @@ def parse_duration(text: str | float) -> float:
     return seconds
 
 
-def settle_all(entrants: list[Entrant], source: TaskSource, task: Task, steps: int) -> list[Contender]:
-    """Settle every entrant for runs of a given length.
+def settle_all(
+    entrants: list[Entrant], source: TaskSource, task: Task, steps: int, hooks: Sequence[HookSpec] = ()
+) -> list[Contender]:
+    """Settle every entrant for runs of a given length; over every hook, where there are hooks.
 
     Example:
         >>> from hasten.race.entrants import parse_entrants
@@ -160,10 +176,11 @@ def settle_all(entrants: list[Entrant], source: TaskSource, task: Task, steps: i
         >>> [c.name for c in settle_all(parse_entrants("torch.SGD"), source, source.build(0), 10)]
         ['torch.SGD']
     """
-    return [settle(entrant, source.family, steps, task.constants, task.problem) for entrant in entrants]
+    alone = [settle(entrant, source.family, steps, task.constants, task.problem) for entrant in entrants]
+    return [contender.over(hook) for contender in alone for hook in hooks] if hooks else alone
 
 
-def measure_pace(source: TaskSource, contender: Contender) -> tuple[Pace, float]:
+def measure_pace(source: TaskSource, contender: Contender, workers: Workers = ALONE) -> tuple[Pace, float]:
     """Take a few steps: the pace of a contender, and the seconds of one evaluation.
 
     Example:
@@ -176,11 +193,11 @@ def measure_pace(source: TaskSource, contender: Contender) -> tuple[Pace, float]
     """
     seeds = Seeds.of(source.name, "pace", contender.label)
     with torch.random.fork_rng(devices=[]):
-        task = build_task(source, seeds.model)
-        optimizer, _ = contender.build(task.model, 1000, seeds.optimizer, task.problem)
         batches = torch.Generator().manual_seed(seeds.batches)
         clock = StepClock()
         with blaming(source, f"training with {contender.label}"):
+            rig = assemble(source, contender, 1000, seeds, workers)
+            task, optimizer = rig.task, rig.optimizer
             taken = WARM_UP_STEPS + TIMED_STEPS
             for _ in range(taken):
                 clock.step(task, optimizer, batches)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hasten.race.palette import style, translucent
@@ -13,6 +13,7 @@ from hasten.race.standings import Standing
 DECADES: dict[str, Any] = {"type": "log", "exponentformat": "power", "dtick": 1}
 BESIDE = {"x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top", "tracegroupgap": 2}
 AXES = {"steps": "steps", "samples": "samples seen", "seconds": "seconds of training"}
+BYTES_TITLE = "MB sent by one worker"
 COUNTED_AXES = {"oracle_calls": "oracle calls (a whole gradient takes one for each parameter)", **AXES}
 
 
@@ -75,17 +76,16 @@ def curves(race: Results) -> dict[str, Any]:
         "hovermode": "x unified",
     }
     if race.target is not None:
-        layout["shapes"] = [
-            {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": race.target,
-             "y1": race.target, "line": {"width": 1, "dash": "dot", "color": "#7a8794"}}
-        ]  # fmt: skip
+        layout["shapes"] = _target_line(race.target)
     return {"id": "plot-curves", "traces": traces, "layout": layout, "axes": axes}
 
 
-def _curve_traces(race: Results, standing: Standing) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
+def _curve_traces(
+    race: Results, standing: Standing, names: Iterable[str] | None = None
+) -> list[tuple[dict[str, Any], dict[str, list[float]]]]:
     colour, dash = style(places(race)[standing.label])
     curve = standing.curve
-    columns = {name: list(getattr(curve, name)) for name in axes_of(race)}
+    columns = {name: list(getattr(curve, name)) for name in names or axes_of(race)}
     band_columns = {name: [*xs, *reversed(xs)] for name, xs in columns.items()}
     shared = {"type": "scatter", "legendgroup": standing.label, "name": standing.label}
     line = {
@@ -119,6 +119,37 @@ def _curve_traces(race: Results, standing: Standing) -> list[tuple[dict[str, Any
         }
         drawn.append((bound, columns))
     return drawn
+
+
+def bytes_sent(race: Results) -> dict[str, Any]:
+    """Loss against the megabytes that one worker has sent, on a logarithmic scale.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from hasten.race.plan import Plan
+        >>> bytes_sent(Results(Path("."), Plan("lm", "", "", (), (0,), 1, world=2), (), ()))["traces"]
+        []
+    """
+    traces = [
+        {**trace, "x": [sent / 1e6 if sent else None for sent in columns["bytes"]]}
+        for standing in race.standings
+        for trace, columns in _curve_traces(race, standing, ["bytes"])
+    ]
+    layout: dict[str, Any] = {
+        "xaxis": {**DECADES, "title": {"text": BYTES_TITLE}},
+        "yaxis": {"title": {"text": race.plan.unit}, **_loss_axis(race)},
+        "legend": BESIDE,
+    }
+    if race.target is not None:
+        layout["shapes"] = _target_line(race.target)
+    return {"id": "plot-bytes", "traces": traces, "layout": layout}
+
+
+def _target_line(target: float) -> list[dict[str, Any]]:
+    return [
+        {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": target,
+         "y1": target, "line": {"width": 1, "dash": "dot", "color": "#7a8794"}}
+    ]  # fmt: skip
 
 
 def loss_range(race: Results) -> tuple[float, float] | None:
@@ -206,9 +237,14 @@ def to_target(race: Results) -> dict[str, Any]:
         "oracle_calls": [s.calls_to_target for s in reached],
         "steps": [s.steps_to_target for s in reached],
         "seconds": [s.seconds_to_target for s in reached],
+        "MB_sent": [None if s.bytes_to_target is None else s.bytes_to_target / 1e6 for s in reached],
     }
-    titles = {"oracle_calls": "oracle calls", "steps": "steps", "seconds": "seconds"}
-    shown = [name for name in titles if name != "oracle_calls" or race.plan.counted]
+    titles = {
+        "oracle_calls": "oracle calls", "steps": "steps", "seconds": "seconds", "MB_sent": BYTES_TITLE,
+    }  # fmt: skip
+    absent = set() if race.plan.counted else {"oracle_calls"}
+    absent |= set() if race.plan.world > 1 else {"MB_sent"}
+    shown = [name for name in titles if name not in absent]
     colours = [style(places(race)[s.label])[0] for s in reached]
     bars = {
         "type": "bar",

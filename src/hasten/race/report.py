@@ -12,9 +12,10 @@ from typing import Any
 
 from hasten.files import write_atomically
 from hasten.race.errors import RaceError, require
+from hasten.race.hooks import PLAIN
 from hasten.race.palette import style
-from hasten.race.plots import curves, places, sensitivity, to_target
-from hasten.race.results import Results, behind, number
+from hasten.race.plots import bytes_sent, curves, places, sensitivity, to_target
+from hasten.race.results import BYTES_COLUMNS, Results, behind, bytes_cells, number
 from hasten.race.standings import Standing
 
 STRIP_WIDTH, STRIP_HEIGHT = 190, 18
@@ -67,6 +68,9 @@ def report_page(race: Results) -> str:
                 "target", "Time to target", _target_note(race), "plot-target", _switch(figures[-1]), "fit"
             )
         )
+    if race.plan.world > 1 and race.standings:
+        figures.append(bytes_sent(race))
+        sections.append(_section("bytes", "Loss against bytes sent", _bytes_note(race), "plot-bytes"))
     if race.trials:
         figures.append(sensitivity(race))
         note = (
@@ -137,7 +141,8 @@ def _facts(race: Results) -> str:
     plan = race.plan
     seeds = f"{len(plan.seeds)} seeds" if len(plan.seeds) > 1 else "1 seed"
     tuned = f" · {plan.trials} learning rates tried for each" if plan.trials else ""
-    return f"{plan.title} · {plan.parameters:,} parameters · {plan.length} a run · {seeds}{tuned}"
+    workers = f" · {plan.world} workers share every batch" if plan.world > 1 else ""
+    return f"{plan.title} · {plan.parameters:,} parameters · {plan.length} a run · {seeds}{tuned}{workers}"
 
 
 def _notice(race: Results) -> str:
@@ -168,6 +173,16 @@ def _curves_note(race: Results) -> str:
     return f"{many} {dotted}. Click a name to hide it, twice to see it alone.".strip()
 
 
+def _bytes_note(race: Results) -> str:
+    plan = race.plan
+    plain = "; one without “over” in its name all-reduces gradients in float32" if PLAIN in plan.hooks else ""
+    return (
+        f"Counted on one of {plan.world} workers{plain}. An all-reduce of n bytes among W workers makes each send "
+        "2n(W−1)/W, an all-gather n(W−1), as ring algorithms do. “Fewer” compares with an all-reduce of the gradient "
+        f"in float32 at every step, {plan.gradient_bytes / 1e6:.3g} MB each time."
+    )
+
+
 def _target_note(race: Results) -> str:
     assert race.target is not None
     meaning = "" if race.plan.target is not None else ", the level that all of them reached"
@@ -181,6 +196,7 @@ def _standings_table(race: Results) -> str:
         ("", ""), ("optimizer", "name"), ("final", ""), ("seeds", "strip"), ("behind [95%]", ""),
         ("oracle calls to target" if race.plan.counted else "steps to target", ""),
         ("seconds to target", ""), ("peak lr", ""),
+        *((head, "") for head in (BYTES_COLUMNS if race.plan.world > 1 else ())),
     ]  # fmt: skip
     rows = []
     scale = _strip_scale(race)
@@ -195,6 +211,7 @@ def _standings_table(race: Results) -> str:
             (_maybe(s.calls_to_target if race.plan.counted else s.steps_to_target, ".0f"), ""),
             (_maybe(s.seconds_to_target, ".3g"), ""),
             (f"{s.lr:.3g}", ""),
+            *((cell, "") for cell in bytes_cells(s)),
         ]
         rows.append(_row("td", cells, "first" if place == 1 else ""))
     return _table(heads, rows)
@@ -293,5 +310,6 @@ def _definitions(race: Results) -> str:
         "seeds": ", ".join(map(str, plan.seeds)),
         "length": f"{plan.length} a run, {plan.evaluations} evaluations",
         "data": plan.data,
+        "workers": f"{plan.world}, over {', '.join(plan.hooks)}" if plan.world > 1 else "",
     }
     return "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in pairs.items() if v)

@@ -79,8 +79,8 @@ class Results:
         """
         if not self.standings:
             return f"{self.verdict.headline}."
-        rows = [SUMMARY_COLUMNS, *(summary_row(k, s) for k, s in enumerate(self.standings, 1))]
-        widths = [max(len(row[k]) for row in rows) for k in range(len(SUMMARY_COLUMNS))]
+        rows = [summary_columns(self.plan), *(summary_row(k, s) for k, s in enumerate(self.standings, 1))]
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
         lines = [
             "  ".join(
                 cell.ljust(width) if k == 1 else cell.rjust(width)
@@ -97,8 +97,24 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 
 
+BYTES_COLUMNS = ("MB sent", "× fewer than fp32", "MB to target")
+"""Of several workers: what one of them sends."""
+
+
+def summary_columns(plan: Plan) -> tuple[str, ...]:
+    """The heads of a summary's columns.
+
+    Example:
+        >>> len(summary_columns(Plan("lm", "", "", (), (0,), 1)))
+        9
+        >>> summary_columns(Plan("lm", "", "", (), (0,), 1, world=2))[-3:]
+        ('MB sent', '× fewer than fp32', 'MB to target')
+    """
+    return (*SUMMARY_COLUMNS, *(BYTES_COLUMNS if plan.world > 1 else ()))
+
+
 def summary_row(place: int, standing: Standing) -> tuple[str, ...]:
-    """One contender's cells under `SUMMARY_COLUMNS`.
+    """One contender's cells under `summary_columns`.
 
     Example:
         >>> len(SUMMARY_COLUMNS)
@@ -119,7 +135,31 @@ def summary_row(place: int, standing: Standing) -> tuple[str, ...]:
         f"{s.seconds_to_target:.3g} s" if s.seconds_to_target is not None else "–",
         f"{s.step_ms:.3g}",
         f"{s.state_bytes:.3g}",
+        *bytes_cells(s),
     )
+
+
+def bytes_cells(standing: Standing) -> tuple[str, ...]:
+    """One contender's cells under `BYTES_COLUMNS`; none for a worker by itself.
+
+    Example:
+        >>> len(BYTES_COLUMNS)
+        3
+    """
+    s = standing
+    if s.bytes is None or s.fewer is None:
+        return ()
+    return megabytes(s.bytes), f"{s.fewer:.3g}", megabytes(s.bytes_to_target)
+
+
+def megabytes(size: float | None) -> str:
+    """Bytes as megabytes (10⁶), without the unit.
+
+    Example:
+        >>> megabytes(1_234_567), megabytes(None)
+        ('1.23', '–')
+    """
+    return "–" if size is None else f"{size / 1e6:.3g}"
 
 
 def number(x: float) -> str:

@@ -21,6 +21,7 @@ class Point:
         train_loss: mean training loss since the point before (None at step 0).
         loss: the task's evaluation.
         oracle_calls: directional derivatives (or floats of gradients) learnt, where they are counted.
+        bytes: sent by one worker so far, where there are several.
 
     Example:
         >>> Point(step=1, samples=8, seconds=0.1, train_loss=2.0, loss=1.9).loss
@@ -33,6 +34,7 @@ class Point:
     train_loss: float | None
     loss: float
     oracle_calls: int | None = None
+    bytes: float | None = None
 
 
 @dataclass(frozen=True)

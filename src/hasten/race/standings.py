@@ -23,7 +23,7 @@ class Curve:
 
     Attributes:
         steps, samples, seconds: the three axes (seconds: median over seeds).
-        oracle_calls: a further axis, empty where they are not counted.
+        oracle_calls, bytes: further axes, empty where they are not counted (bytes: sent by one worker, median).
         median, low, high: evaluation over seeds. A diverged seed counts as infinitely bad in the
             median and is left out of the band.
 
@@ -39,6 +39,7 @@ class Curve:
     low: tuple[float, ...]
     high: tuple[float, ...]
     oracle_calls: tuple[int, ...] = ()
+    bytes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ class Standing:
         curve: the course.
         lead: of the leader over this contender; None for the leader and where it never finished.
         calls_to_target: oracle calls where the median curve crosses the target, where they are counted.
+        bytes: sent by one worker in a whole run, where there are several.
+        fewer: times fewer than by an all-reduce of the gradient in float32 at every step; infinite if none were sent.
+        bytes_to_target: where the median curve crosses the target.
 
     Example:
         >>> Standing.__name__
@@ -104,6 +108,9 @@ class Standing:
     curve: Curve
     lead: Lead | None = None
     calls_to_target: float | None = None
+    bytes: float | None = None
+    fewer: float | None = None
+    bytes_to_target: float | None = None
 
     @property
     def median(self) -> float:
@@ -134,6 +141,11 @@ def curve_of(runs: Sequence[Run]) -> Curve:
         low=tuple(min(values) for values in losses),
         high=tuple(max(values) for values in losses),
         oracle_calls=tuple(p.oracle_calls for p in longest.points if p.oracle_calls is not None),
+        bytes=tuple(
+            statistics.median(sent)
+            for points in reached
+            if (sent := [p.bytes for p in points if p.bytes is not None])
+        ),
     )
 
 
@@ -215,7 +227,7 @@ def rank(plan: Plan, runs: Sequence[Run]) -> tuple[list[Standing], float | None]
         groups.setdefault(run.label, []).append(run)
     finals = {label: tuple(run.final_loss for run in group) for label, group in groups.items()}
     target = default_target(plan, finals)
-    standings = [_standing(label, group, finals[label], target) for label, group in groups.items()]
+    standings = [_standing(label, group, finals[label], target, plan) for label, group in groups.items()]
     standings.sort(key=lambda standing: standing.median)
     if common and standings:
         first, *rest = standings
@@ -223,8 +235,12 @@ def rank(plan: Plan, runs: Sequence[Run]) -> tuple[list[Standing], float | None]
     return standings, target
 
 
-def _standing(label: str, group: list[Run], finals: tuple[float, ...], target: float | None) -> Standing:
+def _standing(
+    label: str, group: list[Run], finals: tuple[float, ...], target: float | None, plan: Plan
+) -> Standing:
     curve = curve_of(group)
+    sent = curve.bytes[-1] if curve.bytes else None
+    whole = plan.gradient_bytes * curve.steps[-1]
     level = -math.inf if target is None else target
     return Standing(
         label=label,
@@ -238,6 +254,9 @@ def _standing(label: str, group: list[Run], finals: tuple[float, ...], target: f
         lr=group[0].lr,
         curve=curve,
         calls_to_target=crossing(curve.oracle_calls, curve.median, level) if curve.oracle_calls else None,
+        bytes=sent,
+        fewer=None if sent is None else whole / sent if sent else math.inf,
+        bytes_to_target=crossing(curve.bytes, curve.median, level) if curve.bytes else None,
     )
 
 

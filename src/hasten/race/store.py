@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @property
+    def go_on(self) -> str:
+        """How to go on with the race, in words."""
+        return f"go on with: hasten race --resume --out {shlex.quote(str(self.folder))}"
 
     def create(self) -> None:
         """Make the folders, or say in one line why that is not possible."""

@@ -17,17 +17,20 @@ from torch import Tensor
 
 from hasten.race.entrants import Contender, evaluating
 from hasten.race.errors import RaceError, one_line
+from hasten.race.hooks import Attached
 from hasten.race.run import DIVERGED, FINISHED, Point, Run
 from hasten.race.task import Task, derive_seed
 from hasten.race.tasks import TaskSource
+from hasten.race.workers import ALONE, Workers
+from hasten.wire import WorkerLost
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """The three seeds of a run. Model and batches are shared by all optimizers, so that runs of
-    equal number differ in the optimizer alone.
+    """The seeds of a run. Model and batches are shared by all optimizers, so that runs of
+    equal number differ in the optimizer alone, and the way in which workers exchange.
 
     Example:
         >>> a, b = Seeds.of("lm", 0, "Lion"), Seeds.of("lm", 0, "AdamW")
@@ -38,14 +41,16 @@ class Seeds:
     model: int
     batches: int
     optimizer: int
+    hook: int = 0
 
     @classmethod
     def of(cls, task: str, seed: int | str, label: str) -> Seeds:
-        """Derive all three from what the run is."""
+        """Derive all from what the run is."""
         return cls(
             derive_seed(task, seed, "model"),
             derive_seed(task, seed, "batches"),
             derive_seed(task, seed, label, "optimizer"),
+            derive_seed(task, seed, label, "hook"),
         )
 
 
@@ -83,10 +88,12 @@ def train(
     evaluations: int,
     seeds: Seeds | None = None,
     tick: Callable[[], None] = lambda: None,
+    workers: Workers = ALONE,
 ) -> tuple[Run, State]:
     """Train for ``steps`` steps; give the measurements and the model at its evaluation point.
 
-    The caller's random state is left as it was found.
+    The caller's random state is left as it was found. Several workers share every batch; times and the model are
+    then each worker's own, all else is the same on all.
 
     Example:
         >>> from hasten.race.entrants import parse_entrants, settle
@@ -98,53 +105,98 @@ def train(
         ('finished', 6)
     """
     seeds = seeds or Seeds.of(source.name, seed, contender.label)
-    with torch.random.fork_rng(devices=[]):
-        task = build_task(source, seeds.model)
-        optimizer, schedule = contender.build(task.model, steps, seeds.optimizer, task.problem)
-        # Dropout and the like draw from here: the same masks whatever ran before.
-        torch.manual_seed(seeds.batches)
-        with blaming(source, f"training with {contender.label}"):
-            return _train(task, contender, optimizer, schedule, seed, steps, evaluations, seeds, tick)
+    with torch.random.fork_rng(devices=[]), blaming(source, f"training with {contender.label}"):
+        rig = assemble(source, contender, steps, seeds, workers)
+        return _train(rig, contender, seed, steps, evaluations, seeds, tick)
+
+
+@dataclass
+class Rig:
+    """All that is put together for one run.
+
+    Attributes:
+        task: as this worker has it.
+        optimizer, schedule: the contender, and what drives its learning rate.
+        workers: those who take part.
+        attached: how they exchange; None for a worker by itself.
+    """
+
+    task: Task
+    optimizer: Any
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    workers: Workers = ALONE
+    attached: Attached | None = None
+
+    def point(self, step: int, seconds: float, train_loss: float | None, loss: float) -> Point:
+        """An evaluation, with what is counted."""
+        calls = oracle_calls(self.task, self.optimizer, step)
+        sent = None if self.attached is None else self.attached.sent()
+        return Point(step, step * self.task.samples_per_step, seconds, train_loss, loss, calls, sent)
+
+
+def assemble(source: TaskSource, contender: Contender, steps: int, seeds: Seeds, workers: Workers) -> Rig:
+    """Build the task and the contender on it, and seed what is drawn while training.
+
+    Example:
+        >>> from hasten.race.entrants import parse_entrants, settle
+        >>> from hasten.race.tasks import find_task
+        >>> contender = settle(parse_entrants("torch.SGD(lr=0.1)")[0], "surface", 10)
+        >>> assemble(find_task("valley"), contender, 10, Seeds(0, 0, 0), ALONE).attached is None
+        True
+    """
+    task = workers.sharing(build_task(source, seeds.model))
+    attached = None
+    if workers.wire is not None and contender.hook is not None:
+        attached = contender.hook.way().attach(task, seeds.hook)
+        task = attached.task
+    oracle = None if attached is None else attached.oracle
+    optimizer, schedule = contender.build(task.model, steps, seeds.optimizer, task.problem, oracle)
+    if attached is not None:
+        optimizer = attached.wrap(optimizer)
+    # Dropout and the like draw from here: the same masks whatever ran before.
+    torch.manual_seed(workers.own_seed(seeds.batches))
+    return Rig(task, optimizer, schedule, workers, attached)
 
 
 def _train(
-    task: Task,
+    rig: Rig,
     contender: Contender,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
     seed: int,
     steps: int,
     evaluations: int,
     seeds: Seeds,
     tick: Callable[[], None],
 ) -> tuple[Run, State]:
+    task, optimizer, workers = rig.task, rig.optimizer, rig.workers
     batches = torch.Generator().manual_seed(seeds.batches)
     clock = StepClock()
-    points = [Point(0, 0, 0.0, None, evaluate(task, optimizer), oracle_calls(task, optimizer, 0))]
+    points = [rig.point(0, 0.0, None, evaluate(task, optimizer))]
     due = set(evaluation_steps(steps, evaluations))
     lr = max(float(group["lr"]) for group in optimizer.param_groups)
     peak, losses, status, taken = lr, [], FINISHED, 0
     task.model.train()
     for step in range(1, steps + 1):
         peak = max(peak, *(float(group["lr"]) for group in optimizer.param_groups))
-        losses.append(clock.step(task, optimizer, batches))
-        schedule.step()
+        losses.append(workers.mean(clock.step(task, optimizer, batches)))
+        rig.schedule.step()
         taken = step
         tick()
         if not math.isfinite(losses[-1]):
             status = DIVERGED
             break
+        if step == steps and rig.attached is not None:
+            rig.attached.finish()
         if step in due:
             loss = evaluate(task, optimizer)
             if not math.isfinite(loss):
                 status = DIVERGED
                 break
-            mean = statistics.fmean(losses)
-            samples, calls = step * task.samples_per_step, oracle_calls(task, optimizer, step)
-            points.append(Point(step, samples, clock.total, mean, loss, calls))
+            points.append(rig.point(step, clock.total, statistics.fmean(losses), loss))
             losses = []
     with evaluating(optimizer):
         state = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
+        if status == FINISHED:
+            workers.check_together(task.model.parameters(), contender.label)
     run = Run(
         label=contender.label,
         seed=seed,
@@ -155,7 +207,7 @@ def _train(
         steps=taken,
         step_ms=clock.median_ms(clock.whole),
         optimizer_ms=clock.median_ms(clock.optimizer),
-        state_bytes=state_bytes_per_parameter(optimizer),
+        state_bytes=state_bytes_per_parameter(optimizer, rig.attached),
         digest=digest(points, status, state),
     )
     return run, state
@@ -244,8 +296,8 @@ def oracle_calls(task: Task, optimizer: torch.optim.Optimizer, steps: int) -> in
     return steps * task.problem.dimension if counted is None else int(counted)
 
 
-def state_bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
-    """Bytes of optimizer state for each trainable entry; lone numbers, such as step counts, aside.
+def state_bytes_per_parameter(optimizer: torch.optim.Optimizer, attached: Attached | None = None) -> float:
+    """Bytes of state, of optimizer and exchange, for each trainable entry; lone numbers, such as step counts, aside.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(100))
@@ -255,6 +307,7 @@ def state_bytes_per_parameter(optimizer: torch.optim.Optimizer) -> float:
     entries: int = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     held = (v for state in optimizer.state.values() for v in state.values())
     size = float(sum(v.nbytes for v in held if isinstance(v, Tensor) and v.dim()))
+    size += 0 if attached is None else attached.memory()
     return size / max(1, entries)
 
 
@@ -287,7 +340,7 @@ def blaming(source: TaskSource, doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except (RaceError, KeyboardInterrupt):
+    except (RaceError, WorkerLost, KeyboardInterrupt):
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)[1:]
