@@ -55,6 +55,7 @@ class Hook:
             None  # torch's reducer keeps this hook alive
         )
         self._index: dict[int, int] = {}
+        self._underway: set[int] = set()
         self._agreed = False
 
     def register(self, model: nn.Module) -> Any:
@@ -72,6 +73,11 @@ class Hook:
             )
         if self.wire is not None:
             raise RuntimeError(f"{type(self).__name__}: attached already; make a hook for each model")
+        if getattr(model, "mixed_precision", None) is not None:
+            raise RuntimeError(
+                f"{type(self).__name__}: DistributedDataParallel(mixed_precision=...) averages by a hook of its "
+                "own, and torch allows one; use torch.autocast, or a model in bfloat16"
+            )
         if getattr(model, "_comm_hooks", None):
             raise RuntimeError(
                 f"{type(self).__name__}: the model has a communication hook already, and torch allows one"
@@ -95,11 +101,21 @@ class Hook:
         if not self._agreed:
             agree(self.wire, {"number of averagings so far": self.step})
             self._agreed = True
-        indices = [self._index[id(p)] for p in bucket.parameters()]
-        parcel = Parcel(bucket.gradients(), indices, self.step)
-        if bucket.is_last():
-            self.step += 1
+        members = bucket.parameters()
+        indices = [self._index[id(p)] for p in members]
+        gradients = [_laid_out(g, p) for g, p in zip(bucket.gradients(), members, strict=True)]
+        parcel = Parcel(gradients, indices, self.step)
+        self._count(indices)
         return self.exchange.mean(parcel, self.wire).then(lambda done: (done.value(), bucket.buffer())[1])
+
+    def _count(self, indices: list[int]) -> None:
+        """A step ends with the last parameter: in a static graph's first backward no bucket calls itself the last."""
+        if not self._underway.isdisjoint(indices):  # an earlier backward was given up
+            self._underway.clear()
+        self._underway.update(indices)
+        if len(self._underway) == len(self.parameters):
+            self.step += 1
+            self._underway.clear()
 
     @property
     def communication(self) -> Communication:
@@ -132,6 +148,13 @@ class Hook:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.exchange!r})"
+
+
+def _laid_out(g: Tensor, p: Tensor) -> Tensor:
+    """The gradient with its entries in their places: a bucket holds them in the parameter's layout of memory."""
+    if p.is_contiguous() or torch.empty_like(p).stride() != p.stride():
+        return g
+    return g.as_strided(p.shape, p.stride())
 
 
 class SubspaceHook(Hook):
