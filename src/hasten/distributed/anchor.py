@@ -11,10 +11,30 @@ from torch import Tensor
 
 from hasten.engine import Optimizer
 from hasten.hashing import hashed, words
-from hasten.optimizers import Nesterov
+from hasten.optimizers import SGD, Nesterov
 
 Outer: TypeAlias = Callable[[list[Tensor]], torch.optim.Optimizer]
 """What makes an outer optimizer from a list of tensors."""
+
+
+def nesterov(params: list[Tensor]) -> torch.optim.Optimizer:
+    """What DiLoCo advises outside (arXiv:2311.08105): Nesterov's momentum.
+
+    Example:
+        >>> nesterov([torch.zeros(1, requires_grad=True)]).param_groups[0]["momentum"]
+        0.9
+    """
+    return Nesterov(params, lr=0.7, momentum=0.9)
+
+
+def mean_of_workers(params: list[Tensor]) -> torch.optim.Optimizer:
+    """θ becomes the mean of the θ_i, as in local SGD and federated averaging.
+
+    Example:
+        >>> mean_of_workers([torch.zeros(1, requires_grad=True)]).param_groups[0]["lr"]
+        1.0
+    """
+    return SGD(params, lr=1.0)
 
 
 class Anchor:
@@ -22,7 +42,7 @@ class Anchor:
 
     Args:
         parameters: what θ is a copy of, in their dtype but at least float32.
-        outer: makes the outer optimizer; ``Nesterov(lr=0.7, momentum=0.9)`` unless given (DiLoCo, arXiv:2311.08105).
+        outer: makes the outer optimizer.
 
     Raises:
         TypeError: `outer` is not a function that makes an optimizer, or a parameter is not a plain real tensor.
@@ -38,8 +58,8 @@ class Anchor:
         (True, tensor([0.5000, 0.5000]))
     """
 
-    def __init__(self, parameters: Sequence[Tensor], outer: Outer | None = None) -> None:
-        if outer is not None and not callable(outer):
+    def __init__(self, parameters: Sequence[Tensor], outer: Outer) -> None:
+        if not callable(outer):
             raise TypeError(
                 f"outer = {type(outer).__name__} is not allowed; it must be a function that makes an optimizer from a "
                 "list of tensors, such as lambda params: hasten.Nesterov(params, lr=0.7)"

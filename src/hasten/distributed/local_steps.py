@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hasten.distributed.agreement import agree, optimizer_description
-from hasten.distributed.anchor import Anchor, Outer, checksum, load_together
+from hasten.distributed.anchor import Anchor, Outer, checksum, load_together, mean_of_workers, nesterov
 from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.inner import carry, renew, switches
 from hasten.distributed.linear import AllReduce, Subspace
@@ -50,15 +50,17 @@ class LocalSteps(torch.optim.Optimizer):
     round, go back to the anchor, and count it in `rejected_rounds`. A worker whose inner averages are not finite then
     starts those anew.
 
-    A sketch given as the exchange makes Δ unbiased but noisy: E‖PPᵀΔ‖² = ν‖Δ‖² with ν ≈ d/r. As Δ is no small step,
-    that needs an outer optimizer without momentum and with lr ≈ 1/ν; the default diverges. Where much is to be saved,
-    use an :class:`~hasten.distributed.ErrorFeedback`. The outer step is no gradient step of a fixed function, so the guarantee of
-    :class:`~hasten.SubspaceNesterov` does not carry over to it.
+    What is compressed arrives noisy (a sketch: E‖PPᵀΔ‖² = ν‖Δ‖², ν ≈ d/r) or late (error feedback), and an outer
+    momentum of 0.9 amplifies both, so with an exchange that compresses the default outside is SGD(lr=1). On a small
+    network (scikit-learn's digits, 600 steps of AdamW, H = 10 and 50) with d/r = 16 that ended at losses below 0.07, as
+    the exact exchange did, and Nesterov's above 0.5; with d/r = 64 a sketch needed lr = 1/4.
+    :class:`~hasten.SubspaceNesterov` has no place outside: it would sketch a second time what arrives, and that is not
+    the gradient of a fixed function either.
 
     Args:
         inner: an optimizer over this worker's parameters.
-        outer: makes the outer optimizer from the anchor, a list of tensors; ``Nesterov(lr=0.7, momentum=0.9)`` unless
-            given. The anchor has the parameters' dtype, at least float32.
+        outer: makes the outer optimizer from the anchor, a list of tensors in the parameters' dtype, but at least
+            float32; unless given ``Nesterov(lr=0.7, momentum=0.9)``, or ``SGD(lr=1.0)`` if the exchange compresses.
         every: H.
         exchange: how the mean is formed: exactly unless given. A :class:`~hasten.sketches.Sketch` means
             ``Subspace(sketch)``.
@@ -90,6 +92,8 @@ class LocalSteps(torch.optim.Optimizer):
         >>> dist.destroy_process_group()
     """
 
+    differ_by_rank: ClassVar[bool] = True
+    """Workers' parameters and states differ between exchanges, so each saves its own."""
     source: ClassVar[str] = (
         "Douillard et al. 2023, DiLoCo, arXiv:2311.08105; local SGD: Stich 2019, arXiv:1805.09767"
     )
@@ -109,13 +113,15 @@ class LocalSteps(torch.optim.Optimizer):
         self.every = every
         self.parameters = [p for g in inner.param_groups for p in g["params"] if p.requires_grad]
         self.buffers = [b for b in buffers if b.is_floating_point()]
+        if exchange is None:
+            exchange = AllReduce()
+        self.exchange = Subspace(exchange) if isinstance(exchange, Sketch) else exchange
+        if outer is None:
+            outer = nesterov if isinstance(self.exchange, AllReduce) else mean_of_workers
         try:
             self.anchor = Anchor(self.parameters, outer)
         except TypeError as error:
             raise TypeError(f"LocalSteps: {error}") from error
-        if exchange is None:
-            exchange = AllReduce()
-        self.exchange = Subspace(exchange) if isinstance(exchange, Sketch) else exchange
         self.rounds = 0
         """How many exchanges were made, rejected ones included."""
         self.steps_in_round = 0
