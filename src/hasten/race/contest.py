@@ -13,7 +13,7 @@ from hasten.race.errors import RaceError
 from hasten.race.launch import launch
 from hasten.race.outcome import Race
 from hasten.race.plan import Plan
-from hasten.race.planning import check_contenders, make_plan, sample_task
+from hasten.race.planning import check_contenders, looked_at, make_plan, sample_task
 from hasten.race.progress import Observer
 from hasten.race.request import Request
 from hasten.race.run import Run
@@ -106,6 +106,7 @@ def race(
     if size > 1 and started_together() is None:
         folder = Path(request.out or default_folder(request.task))
         _refuse_second(Store(folder))
+        looked_at(request, size)
         job = {"request": {**request.to_json(), "out": str(folder)}}
         return launch(job, size, folder, load, observer or Observer())
     with together() as workers:
@@ -198,7 +199,7 @@ def resume_as(out: str | Path | None, workers: Workers, observer: Observer) -> R
             f"{store.folder} is a race of {plan.world} workers, but {workers.world} were started: start {plan.world}"
         )
     source = find_task(plan.task)
-    sample = sample_task(source, workers)
+    sample = sample_task(source, workers.world)
     if sample.data != plan.data:
         raise RaceError(
             f"{store.folder}: the data of task {plan.task} is not what the race began with "

@@ -59,7 +59,8 @@ def launch(
             raise
     finally:
         crew.end()
-        observer.closed()
+        if crew.told:
+            observer.closed()
     return read(folder)
 
 
@@ -72,6 +73,7 @@ class Crew:
         meeting = (Path(self.place.name) / "meeting").as_uri()
         self.heard: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self.members: list[subprocess.Popen[str]] = []
+        self.told = False
         threads = max(1, torch.get_num_threads() // world)
         for rank in range(world):
             member = subprocess.Popen(
@@ -111,6 +113,7 @@ class Crew:
                 self._tell(observer, **event)
 
     def _tell(self, observer: Observer, what: str, value: Any) -> None:
+        self.told = True
         if what == "stepped":
             for _ in range(value):
                 observer.stepped()

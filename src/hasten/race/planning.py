@@ -47,9 +47,7 @@ def make_plan(request: Request, store: Store, workers: Workers, observer: Observ
     """
     started = time.monotonic()
     source, hooks = request.source, request.hooks_of(workers.world)
-    sample = sample_task(source, workers)
-    provisional = settle_all(request.entrants, source, sample, 1000, hooks)
-    check_contenders(provisional, sample)
+    sample, provisional = looked_at(request, workers.world)
     workers.decide(store.create)
     paces, evaluation = _measure(source, provisional, observer, workers)
     steps, evaluations = request.steps, request.evaluations or source.evaluations or EVALUATIONS
@@ -89,7 +87,25 @@ def make_plan(request: Request, store: Store, workers: Workers, observer: Observ
     return plan
 
 
-def sample_task(source: TaskSource, workers: Workers) -> Task:
+def looked_at(request: Request, world: int) -> tuple[Task, list[Contender]]:
+    """The task, and who would race on it for 1000 steps, so that mistakes show before anything is begun.
+
+    Raises:
+        RaceError: the task cannot be raced by so many workers, or an optimizer refuses its settings.
+
+    Example:
+        >>> looked_at(Request("rosenbrock"), world=2)
+        Traceback (most recent call last):
+        ...
+        hasten.race.errors.RaceError: task rosenbrock: there are no batches that 2 workers could share
+    """
+    sample = sample_task(request.source, world)
+    contenders = settle_all(request.entrants, request.source, sample, 1000, request.hooks_of(world))
+    check_contenders(contenders, sample)
+    return sample, contenders
+
+
+def sample_task(source: TaskSource, world: int) -> Task:
     """The task, built once to look at.
 
     Raises:
@@ -97,14 +113,13 @@ def sample_task(source: TaskSource, workers: Workers) -> Task:
 
     Example:
         >>> from hasten.race.tasks import find_task
-        >>> from hasten.race.workers import ALONE
-        >>> sample_task(find_task("valley"), ALONE).log_scale
+        >>> sample_task(find_task("valley"), world=1).log_scale
         True
     """
     sample = build_task(source, derive_seed(source.name, "pace"))
-    if workers.world > 1:
+    if world > 1:
         try:
-            part(sample.sample(torch.Generator().manual_seed(0)), 0, workers.world)
+            part(sample.sample(torch.Generator().manual_seed(0)), 0, world)
         except RaceError as error:
             raise RaceError(f"task {source.name}: {error}") from None
     return sample
