@@ -1,6 +1,7 @@
 """The same sentences over torch.distributed: what workers send, and how sharded parameters are moved."""
 
 from hasten.distributed.agreement import Disagreement, agree, agree_on
+from hasten.distributed.checkpoint import Checkpoint, CheckpointError, latest, load, save
 from hasten.distributed.compressors import Compressor, Sign, Sketched, TopK
 from hasten.distributed.error_feedback import ErrorFeedback, redistributed
 from hasten.distributed.exchange import Exchange, Parcel
@@ -12,6 +13,8 @@ from hasten.wire import Communication, Traffic, WorkerLost
 
 __all__ = [
     "AllReduce",
+    "Checkpoint",
+    "CheckpointError",
     "Communication",
     "Compressor",
     "DCTColumns",
@@ -31,5 +34,8 @@ __all__ = [
     "WorkerLost",
     "agree",
     "agree_on",
+    "latest",
+    "load",
     "redistributed",
+    "save",
 ]
