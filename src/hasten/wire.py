@@ -111,7 +111,7 @@ class Wire:
                 "torch.distributed is not initialised: call torch.distributed.init_process_group first, "
                 "or start the script with torchrun"
             )
-        self.group = dist.group.WORLD if group is None else group
+        self.group: Any = dist.group.WORLD if group is None else group
         self.rank: int = dist.get_rank(self.group)
         self.world: int = dist.get_world_size(self.group)
         self.communication = Communication()

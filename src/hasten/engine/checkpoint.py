@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hasten.checks import nearest
+from hasten.sharding import placed
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
@@ -47,7 +48,8 @@ def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
             if saved or p.requires_grad:
                 optimizer.initialise(p)
             for name, value in saved.items():
-                optimizer.state[p][name].copy_(torch.as_tensor(value))
+                target = optimizer.state[p][name]
+                target.copy_(placed(torch.as_tensor(value), like=target))
             steps.append(float(saved.get("step", 0.0)))
     taken = int(max(steps, default=0))
     optimizer.written.clear()

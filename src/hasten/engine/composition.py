@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -259,34 +259,67 @@ class Composition:
 
     def run(self, entries: Any, numbers: Any, stop: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Apply every part in turn: new values by name, and terms to be summed by name."""
+        flow = self.start(entries)
+        self.follow(flow, entries, numbers, range(len(self.parts)), stop)
+        return flow.writes, flow.terms
+
+    def start(self, entries: Any) -> Flow:
+        """Before the first part."""
+        g = -entries["grad"] if self.maximize else entries["grad"]
+        return Flow(g, g)
+
+    def follow(self, flow: Flow, entries: Any, numbers: Any, parts: range, stop: int | None = None) -> None:
+        """Apply some of the parts, up to the measurement of part `stop`, after which only its own writes count."""
         sign = -1.0 if self.maximize else 1.0
-        param = entries["param"]
-        grad = d = -entries["grad"] if self.maximize else entries["grad"]
-        writes: dict[str, Any] = {}
-        leading, decay = True, None
-        for i, part in enumerate(self.parts):
+        for i in parts:
+            part = self.parts[i]
             own = [slot for slot in self.slots if slot.part == i]
-            s = _Entries(entries, {slot.formal: slot.name for slot in own})
-            s.param, s.grad = param, grad
+            s = _Entries(flow, entries, {slot.formal: slot.name for slot in own})
             prefix = f"{i}."
             n = Names(**{k[len(prefix) :]: v for k, v in numbers.items() if k.startswith(prefix)})
+            d = flow.direction
             if i == stop:
-                terms = part.measure(d, s, n)
-                return _written(s, own), terms
+                flow.terms = part.measure(d, s, n)
+                flow.writes = _written(s, own)
+                return
             if isinstance(part, Oracle):
                 for name in self.extra_inputs:
                     setattr(s, name, sign * entries[name] if self.maximize else entries[name])
-                grad = d = part.correct(d, s, n)
-            elif isinstance(part, WeightDecay) and not leading and i == len(self.parts) - 2:
-                decay = n.weight_decay
+                flow.direction = flow.grad = part.correct(d, s, n)
+            elif isinstance(part, WeightDecay) and not self.leads(i - 1) and i == len(self.parts) - 2:
+                flow.decay = n.weight_decay
             elif isinstance(part, Transform):
-                d = part.direction(d, s, n)
-                leading = leading and isinstance(part, Step)
-                grad = d if leading else grad
+                flow.direction = part.direction(d, s, n)
+                flow.grad = flow.direction if self.leads(i) else flow.grad
             elif isinstance(part, Iterate):
-                writes["param"] = part.move(d, s, n) if decay is None else part.move_decayed(d, decay, s, n)
-            writes.update(_written(s, own))
-        return writes, {}
+                moved = part.move(d, s, n) if flow.decay is None else part.move_decayed(d, flow.decay, s, n)
+                flow.writes["param"] = moved
+            flow.writes.update(_written(s, own))
+
+    def leads(self, i: int) -> bool:
+        """Whether the transforms up to part `i` only set lengths: what they make still counts as the gradient."""
+        return all(isinstance(part, Step) for part in self.parts[1 : i + 1])
+
+
+@dataclass
+class Flow:
+    """Where a formula stands between two parts.
+
+    Attributes:
+        direction: what the parts so far have made of the gradient.
+        grad: the gradient as the parts to come see it.
+        decay: the weight decay that the iterate shall apply.
+        writes: new values by name.
+        terms: to be summed, by name.
+        asked: which of ``"param"`` and ``"grad"`` a part has read.
+    """
+
+    direction: Any
+    grad: Any
+    decay: Any = None
+    writes: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, Any] = field(default_factory=dict)
+    asked: set[str] = field(default_factory=set)
 
 
 def _rebuilt(sentence: Sentence, maximize: bool) -> Composition:
@@ -296,12 +329,16 @@ def _rebuilt(sentence: Sentence, maximize: bool) -> Composition:
 
 
 class _Entries(Names):
-    """The state as a formula sees it: the part's own buffers, looked up when first read."""
+    """The state as a formula sees it: the parameter, the gradient and the part's own buffers, looked up when read."""
 
-    def __init__(self, entries: Any, names: dict[str, str]) -> None:
-        super().__init__(_entries=entries, _names=names)
+    def __init__(self, flow: Flow, entries: Any, names: dict[str, str]) -> None:
+        super().__init__(_flow=flow, _entries=entries, _names=names)
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("param", "grad"):
+            flow = self.__dict__["_flow"]
+            flow.asked.add(name)
+            return flow.grad if name == "grad" else self.__dict__["_entries"]["param"]
         names = self.__dict__["_names"]
         if name not in names:
             raise AttributeError(f"the part has no buffer {name!r}")

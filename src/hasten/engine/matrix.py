@@ -23,17 +23,23 @@ def matrix_pass(formula: Formula) -> Pass:
             if originals["grad"].numel() == 0:
                 sums.append([0.0] * len(formula.sums))
                 continue
-            compute = torch.float64 if originals["param"].dtype is torch.float64 else torch.float32
+            compute = compute_dtype(originals["param"])
             writes, terms = formula.function({n: t.detach().to(compute) for n, t in originals.items()}, named)
             for name, value in writes.items():
-                _store(originals[name], value, noise[member] if noise and name == "param" else None)
+                store(originals[name], value, noise[member] if noise and name == "param" else None)
             sums.append([float(term.sum(dtype=torch.float64)) for term in terms.values()])
         return sums
 
     return run
 
 
-def _store(target: Tensor, value: Tensor, key: int | None) -> None:
+def compute_dtype(param: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic on a parameter."""
+    return torch.float64 if param.dtype is torch.float64 else torch.float32
+
+
+def store(target: Tensor, value: Tensor, key: int | None) -> None:
+    """Put a value into a tensor of another dtype, rounded at random if there is a key and the dtype is bfloat16."""
     from hasten.engine.rounding import random_bits, round_stochastically
     from hasten.hashing import words
 

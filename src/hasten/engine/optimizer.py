@@ -25,6 +25,7 @@ from hasten.engine.two_points import switch, watch
 from hasten.iterates.plain import Plain
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.schedules import Schedule
+from hasten.sharding import is_distributed
 from hasten.transforms.step import WeightDecay
 from hasten.wire import Communication, communication
 from hasten.words import Hyper, Iterate, Oracle, Transform, Value
@@ -211,7 +212,10 @@ class Optimizer(torch.optim.Optimizer):
         for slot in composition.slots:
             dtype = self._buffer_dtype(p, slot.buffer.exact)
             start = 0.0 if slot.buffer.start == "param" else slot.buffer.start
-            state[slot.name] = torch.full(shapes[slot.name], start, dtype=dtype, device=p.device)
+            if slot.buffer.shape is None and is_distributed(p):  # divided like its parameter
+                state[slot.name] = torch.full_like(p.detach(), start, dtype=dtype)
+            else:
+                state[slot.name] = torch.full(shapes[slot.name], start, dtype=dtype, device=p.device)
             if slot.buffer.start == "param":
                 state[slot.name].copy_(p.detach())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,11 @@ from torch import Tensor
 
 from hasten.engine.composition import Composition
 from hasten.engine.formula import Pass
+from hasten.engine.sharded import Sharding
+from hasten.engine.whole import Whole
 from hasten.numbers import Names
+from hasten.sharding import Division, is_distributed, local
+from hasten.wire import Wire
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
@@ -37,6 +42,10 @@ class Bucket:
         self.states: list[dict[str, Tensor]] = []
         self.params: list[Tensor] = []
         self.ordinals: list[int] = []
+        self.distributed = False
+        """Whether the tensors are DTensors."""
+        self.divisions: list[Division] = []
+        """How the parameters are divided among workers, if they are."""
         self.passes: dict[int | None, Pass] = {}
         self.h: list[Names] = []
         self.numbers: dict[str, float] = {}
@@ -44,13 +53,26 @@ class Bucket:
         self._views: dict[str, list[Tensor] | None] = {}
 
     @property
+    def wire(self) -> Wire | None:
+        """The workers among whom the parameters are divided."""
+        return self.divisions[0].wire if self.divisions else None
+
+    @cached_property
+    def whole(self) -> Whole | None:
+        """Runs formulas of matrix grain, where that needs other workers."""
+        if not self.divisions or self.composition.grain == "element":
+            return None
+        return Whole(self.composition, self.divisions, self.params[0].device)
+
+    @property
     def k(self) -> float:
         """The number of this step, from 1."""
         return self.counters["step"] + 1
 
     def tensors(self, name: str) -> list[Tensor]:
-        """The parameters, or the buffers of one name."""
-        return self.params if name == "param" else [state[name] for state in self.states]
+        """The parameters, or the buffers of one name; of those that are divided, this worker's parts."""
+        found = self.params if name == "param" else [state[name] for state in self.states]
+        return [local(t) for t in found] if self.distributed else found
 
     def views(self, name: str) -> list[Tensor] | None:
         """Flat views of them; None if one is not contiguous, so that it has none."""
@@ -77,14 +99,20 @@ class Plan:
                 _refuse(optimizer, p, g)
                 if p not in optimizer.state:
                     optimizer.initialise(p)
-        self.buckets = _buckets(optimizer, params, grads)
+        self.sharding = (
+            Sharding(params, lambda p: f"{optimizer.name}: {optimizer.name_of(p)}")
+            if any(map(is_distributed, params))
+            else None
+        )
+        """How parameters are divided among workers; None where none is a DTensor."""
+        self.buckets = _buckets(optimizer, params, grads, self.sharding)
         self._params = params
         self._kinds = _kinds(grads)
         self._engine = optimizer.engine
         self._state = optimizer.state
         self._groups = list(optimizer.param_groups)
         self._tensors = list(_everything(optimizer))
-        self._places = list(map(Tensor.data_ptr, chain(params, self._tensors)))
+        self._places = self._addresses(params)
         self._counters = [
             optimizer.state[p][name]
             for bucket in self.buckets
@@ -106,9 +134,13 @@ class Plan:
             and self._state is optimizer.state
             and _identical(self._groups, optimizer.param_groups)
             and _identical(self._tensors, list(_everything(optimizer)))
-            and self._places == list(map(Tensor.data_ptr, chain(params, self._tensors)))
+            and self._places == self._addresses(params)
             and self._versions == list(map(_version, self._counters))
         )
+
+    def _addresses(self, params: list[Tensor]) -> list[int]:
+        everything: Iterable[Tensor] = chain(params, self._tensors)
+        return list(map(Tensor.data_ptr, everything if self.sharding is None else map(local, everything)))
 
 
 def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
@@ -138,7 +170,9 @@ def _refuse(optimizer: Optimizer, p: Tensor, g: Tensor) -> None:
         )
 
 
-def _buckets(optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> list[Bucket]:
+def _buckets(
+    optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None], sharding: Sharding | None
+) -> list[Bucket]:
     found: dict[Any, Bucket] = {}
     ordinal = -1
     for index, group in enumerate(optimizer.param_groups):
@@ -150,10 +184,16 @@ def _buckets(optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | No
             composition = optimizer.composition_of(p)
             names = ("step", *(counter.name for counter in composition.counters))
             counters = {name: float(optimizer.state[p][name]) for name in names}
-            key = (index, id(composition), p.device, p.dtype, g.dtype, *counters.values())
+            division = None if sharding is None else sharding.divisions.get(p)
+            among = None if division is None else id(division.wire)
+            distributed = sharding is not None and is_distributed(p)
+            key = (index, id(composition), p.device, p.dtype, g.dtype, distributed, among, *counters.values())
             if key not in found:
                 found[key] = Bucket(index, group, composition, counters)
             found[key].params.append(p)
             found[key].states.append(optimizer.state[p])
             found[key].ordinals.append(ordinal)
+            found[key].distributed = distributed
+            if division is not None:
+                found[key].divisions.append(division)
     return list(found.values())

@@ -16,8 +16,11 @@ from hasten.engine.formula import Formula, Layout, Pass
 from hasten.engine.matrix import matrix_pass
 from hasten.engine.plan import Bucket, Plan, flat
 from hasten.engine.scheduling import resolve, store
+from hasten.engine.sharded import Sharding
 from hasten.numbers import Names
+from hasten.sharding import aligned
 from hasten.shared_object import NoCompiler
+from hasten.wire import Wire
 from hasten.words import Observation
 
 if TYPE_CHECKING:
@@ -39,28 +42,32 @@ def run_step(optimizer: Optimizer, observation: Observation) -> None:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     known = observation.gradients
     grads = [p.grad for p in params] if known is None else [known.get(p) for p in params]
-    extras: Extras = {"grad": dict(zip(params, grads, strict=True)), **observation.extras}
-    if not _finite(optimizer, params, grads):
-        for group in optimizer.param_groups:
-            group["skipped_steps"] += 1
-        return
     plan = optimizer.plan
     if plan is None or not plan.fits(optimizer, params, grads):
         plan = optimizer.plan = Plan(optimizer, params, grads)
+    extras: Extras = {"grad": dict(zip(params, grads, strict=True)), **observation.extras}
+    delivered = observation.numbers
+    if plan.sharding is not None:
+        extras = {name: _aligned(optimizer, tensors) for name, tensors in extras.items()}
+        delivered = plan.sharding.mean(delivered)
+    if not _finite(optimizer, extras["grad"], plan.sharding):
+        for group in optimizer.param_groups:
+            group["skipped_steps"] += 1
+        return
     hypers = [resolve(optimizer, group) for group in optimizer.param_groups]
     buckets = plan.buckets
     for bucket in buckets:
         bucket.h = hypers[bucket.index][1][id(bucket.composition)]
         _numbers(bucket)
         for stop in (*bucket.composition.measuring, None):
-            if stop not in bucket.passes:
+            if stop not in bucket.passes and bucket.whole is None:
                 bucket.passes[stop] = _pass(optimizer, bucket, stop, extras)
     for bucket in buckets:
-        _start_positions(optimizer, bucket)
-    _measure_all(optimizer, buckets, extras, observation.numbers)
+        _start_positions(bucket)
+    _measure_all(optimizer, buckets, extras, delivered, plan.sharding)
     for bucket in buckets:
         if any(bucket.composition.parts[i].measures == "tensor" for i in bucket.composition.measuring):
-            _run_one_by_one(optimizer, bucket, extras)
+            _run_one_by_one(optimizer, bucket, extras, plan.sharding)
         else:
             _run(optimizer, bucket, None, None, bucket.numbers, extras)
         _remember(optimizer, bucket)
@@ -71,10 +78,21 @@ def run_step(optimizer: Optimizer, observation: Observation) -> None:
         group["step"] += 1
 
 
-def _finite(optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> bool:
+def _aligned(optimizer: Optimizer, tensors: dict[Tensor, Any]) -> dict[Tensor, Any]:
+    """This worker's parts of gradients, placed as their parameters are."""
+    return {
+        p: g if g is None else aligned(g, p, lambda p: f"{optimizer.name}: {optimizer.name_of(p)}")
+        for p, g in tensors.items()
+    }
+
+
+def _finite(optimizer: Optimizer, grads: dict[Tensor, Tensor | None], sharding: Sharding | None) -> bool:
     if optimizer.on_nonfinite == "propagate":
         return True
-    bad = [p for p, g in zip(params, grads, strict=True) if g is not None and not _is_finite(g)]
+    flags = [g is not None and not _is_finite(g) for g in grads.values()]
+    if sharding is not None and sharding.divided:
+        flags = sharding.anywhere(flags)
+    bad = [p for p, flag in zip(grads, flags, strict=True) if flag]
     if bad and optimizer.on_nonfinite == "raise":
         raise NonFiniteGradient(
             f"{optimizer.name}: the gradient of {optimizer.name_of(bad[0])} is not finite (NaN or infinity)"
@@ -121,6 +139,7 @@ def _measure_all(
     buckets: list[Bucket],
     extras: Extras,
     delivered: dict[str, float],
+    sharding: Sharding | None,
 ) -> None:
     """Run the measurements that sum over all parameters, part by part."""
     for composition in {id(b.composition): b.composition for b in buckets}.values():
@@ -129,26 +148,72 @@ def _measure_all(
             if composition.parts[i].measures != "all":
                 continue
             totals = dict.fromkeys(composition.sum_names(i), 0.0)
+            shared: dict[Wire, list[float]] = {}
             for bucket in own if totals else ():
-                for row in _run(optimizer, bucket, None, i, bucket.numbers, extras):
-                    for name, value in zip(totals, row, strict=True):
-                        totals[name] += value
+                rows = _run(optimizer, bucket, None, i, bucket.numbers, extras)
+                if bucket.wire is None:
+                    _add(totals, rows)
+                else:
+                    rows.append(shared.get(bucket.wire, [0.0] * len(totals)))
+                    shared[bucket.wire] = [sum(column) for column in zip(*rows, strict=True)]
+            for wire, row in shared.items():
+                assert sharding is not None
+                _add(totals, sharding.total([row], wire))
             sums = Names(**totals, **delivered)
             for bucket in own:
                 bucket.numbers.update(_measured(bucket, i, sums))
 
 
-def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: Extras) -> None:
+def _add(totals: dict[str, float], rows: list[list[float]]) -> None:
+    for row in rows:
+        for name, value in zip(totals, row, strict=True):
+            totals[name] += value
+
+
+def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: Extras, sharding: Sharding | None) -> None:
     """Parts that measure a tensor give every tensor its own numbers."""
-    composition = bucket.composition
+    if bucket.wire is not None:
+        assert sharding is not None
+        _run_together(optimizer, bucket, extras, sharding)
+        return
     for member in range(len(bucket.params)):
         numbers = dict(bucket.numbers)
-        for i in composition.measuring:
-            if composition.parts[i].measures == "tensor":
-                (row,) = _run(optimizer, bucket, member, i, numbers, extras)
-                sums = Names(**dict(zip(composition.sum_names(i), row, strict=True)))
-                numbers.update(_measured(bucket, i, sums))
+        for i in _per_tensor(bucket):
+            (row,) = _run(optimizer, bucket, member, i, numbers, extras)
+            numbers.update(_measured_tensor(bucket, i, row))
         _run(optimizer, bucket, member, None, numbers, extras)
+
+
+def _run_together(optimizer: Optimizer, bucket: Bucket, extras: Extras, sharding: Sharding) -> None:
+    """The same for divided tensors: the sums of all of them travel at once."""
+    assert bucket.wire is not None
+    numbers = [dict(bucket.numbers) for _ in bucket.params]
+    for i in _per_tensor(bucket):
+        rows = sharding.total(_run_each(optimizer, bucket, i, numbers, extras), bucket.wire)
+        for own, row in zip(numbers, rows, strict=True):
+            own.update(_measured_tensor(bucket, i, row))
+    _run_each(optimizer, bucket, None, numbers, extras)
+
+
+def _run_each(
+    optimizer: Optimizer, bucket: Bucket, stop: int | None, numbers: list[dict[str, float]], extras: Extras
+) -> list[list[float]]:
+    """Run one pass over all of a bucket's parameters, each with its own numbers."""
+    if bucket.whole is not None:
+        return _run_whole(optimizer, bucket, stop, numbers, extras)
+    rows: list[list[float]] = []
+    for member, own in enumerate(numbers):
+        rows += _run(optimizer, bucket, member, stop, own, extras)
+    return rows
+
+
+def _per_tensor(bucket: Bucket) -> list[int]:
+    composition = bucket.composition
+    return [i for i in composition.measuring if composition.parts[i].measures == "tensor"]
+
+
+def _measured_tensor(bucket: Bucket, i: int, row: list[float]) -> dict[str, float]:
+    return _measured(bucket, i, Names(**dict(zip(bucket.composition.sum_names(i), row, strict=True))))
 
 
 def _pass(optimizer: Optimizer, bucket: Bucket, stop: int | None, extras: Extras) -> Pass:
@@ -203,22 +268,40 @@ def _run(
     extras: Extras,
 ) -> list[list[float]]:
     """Run one pass over all of a bucket's parameters, or over one member."""
+    if bucket.whole is not None:
+        return _run_whole(optimizer, bucket, stop, [numbers] * len(bucket.params), extras)
     formula = bucket.composition.stage(stop)
     chosen = slice(None) if member is None else slice(member, member + 1)
     params = bucket.params[chosen]
     back: list[tuple[Tensor, Tensor]] = []
     slots = [_slot(bucket, name, chosen, name in formula.writes, back, extras) for name in formula.inputs]
-    noise = None
-    if optimizer.stochastic_rounding:
-        step = int(bucket.counters["step"])
-        noise = [_key(optimizer.seed, step, ordinal) for ordinal in bucket.ordinals[chosen]]
+    noise = _noise(optimizer, bucket, chosen)
     sums = bucket.passes[stop](slots, [numbers[name] for name in formula.numbers], noise)
     for original, copy in back:
         original.copy_(copy)
     if "param" in formula.writes:
-        for p in params:  # one by one, as older versions of torch take them
-            torch.autograd.graph.increment_version(p)
+        _note_change(params)
     return sums
+
+
+def _run_whole(
+    optimizer: Optimizer, bucket: Bucket, stop: int | None, numbers: list[dict[str, float]], extras: Extras
+) -> list[list[float]]:
+    """Run one pass of matrix grain over parameters that are divided among workers."""
+    assert bucket.whole is not None
+    slots = {
+        name: [extras[name][p] for p in bucket.params] if name in extras else bucket.tensors(name)
+        for name in bucket.composition.stage(stop).inputs
+    }
+    sums = bucket.whole(slots, numbers, _noise(optimizer, bucket, slice(None)), stop)
+    if stop is None:
+        _note_change(bucket.params)
+    return sums
+
+
+def _note_change(params: list[Tensor]) -> None:
+    for p in params:  # one by one, as older versions of torch take them
+        torch.autograd.graph.increment_version(p)
 
 
 def _slot(
@@ -254,18 +337,27 @@ def _flat_copy(t: Tensor) -> Tensor:
     return flat(t.contiguous(memory_format=torch.contiguous_format))
 
 
+def _noise(optimizer: Optimizer, bucket: Bucket, chosen: slice) -> list[int] | None:
+    """A key for each tensor, if parameters are rounded at random; the shards of one have different ones."""
+    if not optimizer.stochastic_rounding:
+        return None
+    step, ordinals = int(bucket.counters["step"]), bucket.ordinals[chosen]
+    shards = [d.number for d in bucket.divisions[chosen]] or [0] * len(ordinals)
+    return [_key(optimizer.seed, step, o + (s << 32)) for o, s in zip(ordinals, shards, strict=True)]
+
+
 def _key(seed: int, step: int, ordinal: int) -> int:
     """A 64-bit key of the random numbers of one tensor at one step; odd multipliers keep the triples apart."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xC2B2AE3D27D4EB4F + ordinal * 0x165667B19E3779F9 + 1) % 2**64
 
 
-def _start_positions(optimizer: Optimizer, bucket: Bucket) -> None:
+def _start_positions(bucket: Bucket) -> None:
     """Buffers that start at the parameter take its value now, not when the optimizer was made."""
     if bucket.counters["step"] == 0:
         for slot in bucket.composition.slots:
             if slot.buffer.start == "param":
-                for p in bucket.params:
-                    optimizer.state[p][slot.name].copy_(p)
+                for buffer, p in zip(bucket.tensors(slot.name), bucket.tensors("param"), strict=True):
+                    buffer.copy_(p)
 
 
 def _remember(optimizer: Optimizer, bucket: Bucket) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from hasten.engine.composition import Composition
 from hasten.engine.scheduling import scheduled
 from hasten.numbers import Names
+from hasten.sharding import is_distributed
 from hasten.words import Oracle
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ def traced_step(optimizer: Optimizer) -> None:
         )
     if optimizer.stochastic_rounding:
         raise RuntimeError("stochastic rounding cannot run in a compiled step; compile the model instead")
+    if any(is_distributed(p) for group in optimizer.param_groups for p in group["params"]):
+        raise RuntimeError(
+            "DTensor parameters cannot be moved in a compiled step; compile the model instead of the step"
+        )
     members: list[tuple[dict[str, Any], Tensor, Composition]] = []
     for group in optimizer.param_groups:
         members += [(group, p, optimizer.composition_of(p)) for p in group["params"] if p.grad is not None]

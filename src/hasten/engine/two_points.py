@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hasten.engine.composition import Composition
 from hasten.numbers import Names
+from hasten.sharding import is_distributed, local
 
 if TYPE_CHECKING:
     from hasten.engine.optimizer import Optimizer
@@ -41,10 +42,13 @@ def _move(
     shared = {x.formal: float(group[x.name]) for x in composition.group_counters if x.part == i}
     c = Names(**own, **shared)
     n = Names(**iterate.switch(h, float(state["step"]), c))
-    buffers = {slot.formal: state[slot.name] for slot in composition.slots if slot.part == i}
+    buffers = {slot.formal: local(state[slot.name]) for slot in composition.slots if slot.part == i}
     wide = torch.promote_types(p.dtype, torch.float32)
-    s = Names(param=p.detach().to(wide), **buffers)
-    p.copy_(iterate.training(s, n) if to_training else iterate.evaluation(s, n))
+    here = local(p.detach())
+    s = Names(param=here.to(wide), **buffers)
+    here.copy_(iterate.training(s, n) if to_training else iterate.evaluation(s, n))
+    if is_distributed(p):
+        torch.autograd.graph.increment_version(p)
 
 
 def watch(module: nn.Module, optimizer: Optimizer) -> None:

@@ -20,6 +20,7 @@ from hasten.iterates.subspace import SubspaceStep
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.oracles.received import Received
 from hasten.oracles.subspace import Sketched, SubspaceOracle
+from hasten.sharding import placed, whole
 from hasten.sketches import BalancedCountSketch, Curvature, ImportanceBlocks, PerLayer, Sketch
 from hasten.words import POSITIVE, Value
 
@@ -105,7 +106,11 @@ class SubspaceOptimizer(Optimizer):
         family = family.bind([p.shape for p in params]) if isinstance(family, PerLayer) else family
         found = {"second_moment": family.nu(sum(p.numel() for p in params))}
         if not self._chosen_nu:
-            metrics = [self.state[p]["metric"].reshape(-1).cpu() for p in params if "metric" in self.state[p]]
+            metrics = [
+                whole(self.state[p]["metric"], "sketched", of=p).reshape(-1).cpu()
+                for p in params
+                if "metric" in self.state[p]
+            ]
             found["inflation"] = (
                 _mirror_inflation(family, torch.cat(metrics)) if metrics else found["second_moment"]
             )
@@ -311,7 +316,8 @@ class SubspaceNesterov(SubspaceOptimizer):
                     f"{tuple(p.shape)}"
                 )
         for p, metric in zip(params, mirror, strict=True):
-            self.state[p]["metric"].copy_(metric)
+            own = self.state[p]["metric"]
+            own.copy_(placed(metric.to(own.device), like=own))
         self._follow_parameters()
 
 

@@ -14,6 +14,7 @@ from torch.func import jvp, vmap
 
 from hasten.oracles.failures import explaining
 from hasten.oracles.substitution import Loss, differentiable_kernels, scalar
+from hasten.sharding import local, total
 from hasten.sketches.sketch import Draw
 
 Direction: TypeAlias = Callable[[], Sequence[Tensor]]
@@ -222,4 +223,4 @@ def root_mean_square(tensors: Sequence[Tensor]) -> float:
 
 def squared_norm(t: Tensor) -> float:
     """‖t‖², summed in float64."""
-    return float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) ** 2
+    return total(float(torch.linalg.vector_norm(local(t).detach(), dtype=torch.float64)) ** 2, of=t)

@@ -14,6 +14,7 @@ from torch import Tensor
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.oracles.directional import Direction, push, second_derivative, squared_norm
 from hasten.oracles.substitution import Loss, State
+from hasten.sharding import is_distributed, placed, whole
 from hasten.sketches import BalancedCountSketch, Draw, Sketch, blocks
 from hasten.words import NONNEGATIVE, Observation, Oracle, Value, hyper
 
@@ -30,6 +31,7 @@ class DrawnBlock:
 
     def project(self, tensors: Sequence[Tensor]) -> Tensor:
         """Pᵀ of the concatenated tensors, shape (r,)."""
+        tensors = [whole(t, "sketched", of=p) for t, p in zip(tensors, self.variables, strict=True)]
         if len(tensors) == 1:
             return self.draw.project(tensors[0])
         flat = [t.detach().reshape(-1).to(self.device, self.dtype) for t in tensors]
@@ -50,7 +52,8 @@ class DrawnBlock:
 
     def _split(self, entries: Tensor) -> dict[Tensor, Tensor]:
         pieces = zip(self.variables, torch.split(entries, self.sizes, dim=-1), strict=True)
-        return {p: e.reshape((*e.shape[:-1], *p.shape)).to(p.device, p.dtype) for p, e in pieces}
+        found = {p: e.reshape((*e.shape[:-1], *p.shape)).to(p.device, p.dtype) for p, e in pieces}
+        return {p: placed(e, like=p) if is_distributed(p) else e for p, e in found.items()}
 
 
 def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
@@ -102,6 +105,8 @@ class SubspaceOracle(Oracle, abc.ABC):
     formula: ClassVar[str] = "s = Pᵀ∇f(y);  G = P s"
     bend_evaluations: ClassVar[int] = 2
     """How often the closure is evaluated for the curvature."""
+    backpropagates: ClassVar[bool] = False
+    """Whether the gradient is known whole, so that parameters may be DTensors."""
 
     def __post_init__(self) -> None:
         owner, own = type(self).__name__, None if self.sketch is None else self.sketch.rank
@@ -129,6 +134,7 @@ class SubspaceOracle(Oracle, abc.ABC):
                 raise RuntimeError(
                     f"{optimizer.name}: {optimizer.name_of(p)} is complex, which {owner} does not support"
                 )
+            self._check_placement(optimizer, p)
         loss = None if closure is None else Loss(closure, variables, optimizer.module, owner)
         drawn = self.drawn(variables, optimizer.seed, int(optimizer.param_groups[0]["step"]))
         start = State(optimizer.module, {p.device for p in variables})
@@ -174,6 +180,18 @@ class SubspaceOracle(Oracle, abc.ABC):
             start.restore()
             raise
         return Observation(lesson.loss, gradients, numbers=numbers)
+
+    def _check_placement(self, optimizer: Any, p: Tensor) -> None:
+        if is_distributed(p) and not self.backpropagates:
+            raise RuntimeError(
+                f"{optimizer.name}: {optimizer.name_of(p)} is a DTensor, which {type(self).__name__} does not support; "
+                "use Sketched, which backpropagates"
+            )
+        if is_distributed(p) and self.curvature:
+            raise RuntimeError(
+                f"{optimizer.name}: {optimizer.name_of(p)} is a DTensor, of which the curvature cannot be estimated; "
+                "give smoothness as a number"
+            )
 
     def drawn(self, variables: Sequence[Tensor], seed: int, step: int) -> list[DrawnBlock]:
         """The matrices of this step, block by block."""
@@ -236,6 +254,7 @@ class Sketched(SubspaceOracle):
     """
 
     inner: Oracle = field(default_factory=Backpropagation)
+    backpropagates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,11 +274,11 @@ class Sketched(SubspaceOracle):
                 raise RuntimeError(
                     f"{optimizer.name}: {optimizer.name_of(p)} has a sparse gradient, which is not supported"
                 )
-        whole = {p: torch.zeros_like(p) if (g := known.get(p)) is None else g.detach() for p in variables}
+        full = {p: torch.zeros_like(p) if (g := known.get(p)) is None else g.detach() for p in variables}
         coordinates = [
             None
             if all(known.get(p) is None for p in block.variables)
-            else block.project([whole[p] for p in block.variables])
+            else block.project([full[p] for p in block.variables])
             for block in drawn
         ]
         value = found.loss.detach() if isinstance(found.loss, Tensor) else found.loss
