@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hasten.distributed.agreement import agree, description
 from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.linear import Subspace
+from hasten.distributed.parcels import Parcels, packed
 from hasten.oracles.received import Arrival, Received
 from hasten.sketches import Sketch
 from hasten.sketches.layers import Shape, vectors
@@ -25,7 +26,9 @@ class Hook:
     """Averages the gradients of a DistributedDataParallel model by an exchange.
 
     Gradients accumulated under ``model.no_sync()`` go out whole with the next synchronised ``backward``; call
-    ``zero_grad`` between synchronised ones.
+    ``zero_grad`` between synchronised ones. Parameters travel together as they follow each other in the model, up to
+    DistributedDataParallel's ``bucket_cap_mb``, so nothing depends on how it fills its buckets: runs are the same to the
+    bit when they are repeated, or resumed on as many workers.
 
     Args:
         exchange: how the mean is formed.
@@ -55,7 +58,6 @@ class Hook:
             None  # torch's reducer keeps this hook alive
         )
         self._index: dict[int, int] = {}
-        self._underway: set[int] = set()
         self._agreed = False
 
     def register(self, model: nn.Module) -> Any:
@@ -90,6 +92,9 @@ class Hook:
         model.register_comm_hook(None, lambda state, bucket: self._average(bucket))  # torch reads these names
         self.parameters, self.wire, self._model = parameters, wire, weakref.ref(model)
         self._index = {id(p): i for i, p in enumerate(parameters)}
+        self._parcels = Parcels(
+            packed(parameters, model.bucket_bytes_cap), [p.device for p in parameters], self._send
+        )
         serve(parameters, wire)
         return self
 
@@ -102,20 +107,15 @@ class Hook:
             agree(self.wire, {"number of averagings so far": self.step})
             self._agreed = True
         members = bucket.parameters()
-        indices = [self._index[id(p)] for p in members]
         gradients = [_laid_out(g, p) for g, p in zip(bucket.gradients(), members, strict=True)]
-        parcel = Parcel(gradients, indices, self.step)
-        self._count(indices)
-        return self.exchange.mean(parcel, self.wire).then(lambda done: (done.value(), bucket.buffer())[1])
-
-    def _count(self, indices: list[int]) -> None:
-        """A step ends with the last parameter: in a static graph's first backward no bucket calls itself the last."""
-        if not self._underway.isdisjoint(indices):  # an earlier backward was given up
-            self._underway.clear()
-        self._underway.update(indices)
-        if len(self._underway) == len(self.parameters):
+        done, last = self._parcels.add(gradients, [self._index[id(p)] for p in members])
+        if last:  # in a static graph's first backward no bucket calls itself the last
             self.step += 1
-            self._underway.clear()
+        return done.then(lambda all_done: (all_done.value(), bucket.buffer())[1])
+
+    def _send(self, gradients: Sequence[Tensor], indices: Sequence[int]) -> Future[None]:
+        assert self.wire is not None
+        return self.exchange.mean(Parcel(gradients, indices, self.step), self.wire)
 
     @property
     def communication(self) -> Communication:
