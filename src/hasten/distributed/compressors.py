@@ -196,7 +196,7 @@ class Sign(Compressor):
     """The mean magnitude times the signs: one bit an entry and one number, gathered. δ = ‖m‖₁²/(d‖m‖²) ≥ 1/d.
 
     Seide, Fu, Droppo, Li and Yu, "1-bit stochastic gradient descent" (2014); with this scale, Karimireddy, Rebjock,
-    Stich and Jaggi, "Error feedback fixes SignSGD" (2019). Zeros count as positive.
+    Stich and Jaggi, "Error feedback fixes SignSGD" (2019). A zero has the sign of its bit.
 
     Example:
         >>> message = Message(torch.tensor([3.0, -1.0, -4.0, 2.0]), torch.empty(4))
@@ -217,16 +217,17 @@ class Sign(Compressor):
         scales, bits = [], []
         for message in messages:
             m = message.m.view(-1)
-            scale, positive = m.abs().mean(), m >= 0
-            m -= torch.where(positive, scale, -scale)
+            scale = m.abs().mean()
             scales.append(scale.view(1))
-            bits.append(packed(positive))
+            bits.append(packed(~torch.signbit(m)))
+            m -= torch.copysign(scale, m)
         everyone = yield Gather([*scales, *bits])
         for k, message in enumerate(messages):
             mean = message.mean.view(-1).zero_()
             for theirs in everyone:
-                scale = theirs[k][0] / len(everyone)
-                mean += torch.where(unpacked(theirs[len(messages) + k], mean.numel()), scale, -scale)
+                scale = theirs[k] / len(everyone)
+                positive = unpacked(theirs[len(messages) + k], mean.numel())
+                mean += positive.to(mean.dtype).mul_(2 * scale).sub_(scale)
 
 
 def packed(bits: Tensor) -> Tensor:
@@ -250,8 +251,8 @@ def unpacked(found: Tensor, entries: int) -> Tensor:
         >>> unpacked(torch.tensor([5], dtype=torch.uint8), 3)
         tensor([ True, False,  True])
     """
-    places = torch.arange(8, dtype=torch.uint8, device=found.device)
-    return ((found.unsqueeze(1) >> places) & 1).view(-1)[:entries].bool()
+    masks = 1 << torch.arange(8, dtype=torch.uint8, device=found.device)
+    return (found.unsqueeze(1) & masks).view(-1)[:entries] != 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -193,25 +192,25 @@ def zero_throughout(parcel: Parcel) -> set[int]:
         {4}
     """
     indices = [i for i, t in zip(parcel.indices, parcel.tensors, strict=True) if t.numel()]
-    sizes = _sizes(parcel.tensors)
-    return {i for i, zero in zip(indices, (sizes == 0).tolist(), strict=True) if zero}
+    zero = (_extremes(parcel.tensors) == 0).all(1).tolist()
+    return {i for i, nothing in zip(indices, zero, strict=True) if nothing}
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every entry of every tensor is finite.
 
     Example:
-        >>> all_finite([torch.zeros(2), torch.tensor([1.0, math.nan])])
+        >>> all_finite([torch.zeros(2), torch.tensor([1.0, float("nan")])])
         False
     """
-    return bool(_sizes(tensors).isfinite().all())
+    return bool(_extremes(tensors).isfinite().all())
 
 
-def _sizes(tensors: Iterable[Tensor]) -> Tensor:
-    """max |t| of each tensor that has entries."""
-    found = [torch.linalg.vector_norm(t.detach(), math.inf) for t in tensors if t.numel()]
-    wide = torch.float64 if any(n.dtype is torch.float64 for n in found) else torch.float32
-    return torch.stack([n.to(wide) for n in found]) if found else torch.zeros(0)
+def _extremes(tensors: Iterable[Tensor]) -> Tensor:
+    """Least and largest entry of each tensor that has entries; NaN if there is one."""
+    found = [torch.stack(torch.aminmax(t.detach())) for t in tensors if t.numel()]
+    wide = torch.float64 if any(pair.dtype is torch.float64 for pair in found) else torch.float32
+    return torch.stack([pair.to(wide) for pair in found]) if found else torch.zeros(0, 2)
 
 
 def _check_keys(state_dict: Mapping[str, Any]) -> None:
