@@ -177,16 +177,10 @@ def test_torchrun_starts_the_same(tmp_path: Path) -> None:
 
 # -- workers that go ------------------------------------------------------------------------------------------------
 
-RACE = ["--optimizers", "AdamW,Lion,SGD(lr=0.1)", "--seeds", "2", "--steps", "20", "--hook", "none"]
 
-
-def start(own_task: Path, folder: Path) -> subprocess.Popen[str]:
-    command = [
-        sys.executable, "-m", "hasten.race", "--task", f"{own_task}:slow", *RACE, "--world", "2",
-        "--threads", "1", "--out", str(folder),
-    ]  # fmt: skip
+def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "hasten.race", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -218,40 +212,45 @@ def digests(result: Race) -> dict[tuple[str, int], str]:
     return {(run.label, run.seed): run.digest for run in result.runs}
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-
-
-@needs_proc
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
-def test_a_worker_or_a_person_ends_it_and_it_goes_on(
-    own_task: Path, tmp_path: Path, end: signal.Signals
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
+def test_a_worker_dies_then_a_person_stops_it_then_it_is_as_if_nothing_had_happened(
+    own_task: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "race"
-    process = start(own_task, folder)
+    line = f"go on with: hasten race --resume --out {folder}"
+    process = start(
+        "--task", f"{own_task}:slow", "--optimizers", "AdamW,Lion,SGD(lr=0.1)", "--seeds", "2", "--steps", "20",
+        "--hook", "none", "--world", "2", "--threads", "1", "--out", str(folder),
+    )  # fmt: skip
     await_runs(process, folder, 2)
     workers = workers_of(process)
     assert len(workers) == 2
-    os.kill(workers[1] if end == signal.SIGKILL else process.pid, end)
-    output, errors = process.communicate(timeout=30)
+    os.kill(workers[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == LOST
+    assert errors == f"hasten: worker 1 of 2 died (killed by SIGKILL); {line}\n"
     assert all(gone(pid) for pid in workers)
-    line = f"go on with: hasten race --resume --out {folder}"
-    if end == signal.SIGKILL:
-        assert process.returncode == LOST
-        assert errors == f"hasten: worker 1 of 2 died (killed by SIGKILL); {line}\n"
-    else:
-        assert (process.returncode, errors) == (INTERRUPTED, "")
-        assert line in output
-    part = load(folder)
-    assert part.interrupted
-    assert len(part.runs) >= 2
-    before = digests(part)
+    first = load(folder)
+    assert first.interrupted
+    assert len(first.runs) >= 2
+
     kept, lost = sorted(folder.glob("runs/*.jsonl"))[:2]
     content = kept.read_bytes()
     lost.unlink()
+    process = start("--resume", "--out", str(folder))
+    await_runs(process, folder, len(first.runs) + 1)
+    workers = workers_of(process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (INTERRUPTED, "")
+    assert line in output
+    assert all(gone(pid) for pid in workers)
+    assert load(folder).interrupted
+
     rest = resume(folder)
     assert not rest.interrupted
     assert len(rest.runs) == 6
-    assert before.items() <= digests(rest).items()  # what was lost is found again, to the bit
+    assert digests(first).items() <= digests(rest).items()  # what was lost is found again, to the bit
     assert kept.read_bytes() == content
 
 
@@ -291,7 +290,9 @@ def test_a_launcher_of_another_size_is_refused(of_two: Race, monkeypatch: pytest
         (["--world", "2", "--hook", "topk(ratio=0)"], "ratio = 0"),
         (["--world", "2", "--hook", "powersgd(start=1)"], "start = 1 is not allowed"),
         (["--world", "2", "--hook", "local(every=0)"], "every = 0 is not allowed"),
-        (["--world", "2", "--hook", "local(momentum=2.0)"], "momentum = 2.0"),
+        (["--world", "2", "--hook", "local(lr=1.0, momentum=2.0)"], "momentum = 2.0"),
+        (["--world", "2", "--hook", "local(momentum=0.9)"], "momentum = 0.9 needs an lr"),
+        (["--world", "2", "--hook", "local(feedback=True)"], "feedback=True needs a ratio"),
         (["--world", "0"], "world=0 must be at least 1"),
         (["--hook", "bf16"], "hook='bf16' is for several workers, and there is one: add --world 2"),
         (
@@ -376,18 +377,26 @@ def trained(task: Task, wrap: Callable[[torch.optim.Optimizer], torch.optim.Opti
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_every_way_trains_and_is_counted(name: str, group_of_one: None) -> None:
+EVERY_WAY = [
+    *(name for name in WAYS if name != "local"),
+    "subspace(sketch='Haar', rank=2)", "subspace(feedback=True)", "local(every=2)", "local(every=2, ratio=8)",
+    "local(every=2, ratio=8, feedback=True, lr=0.5, momentum=0.5)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EVERY_WAY)
+def test_every_way_trains_and_is_counted(text: str, group_of_one: None) -> None:
     from hasten.wire import communication
 
     task = find_task("digits").build(0)
     before = [p.clone() for p in task.model.parameters()]
-    attached = parse_hooks("local(every=2)" if name == "local" else name)[0].way().attach(task, 1)
+    attached = parse_hooks(text)[0].way().attach(task, 1)
     trained(attached.task, attached.wrap, 4)
     attached.finish()
     assert communication(task.model.parameters()).total.payload > 0
     assert attached.sent() == 0  # there is nobody to send to
-    assert (attached.memory() > 0) == (name not in ("none", "bf16", "subspace"))
+    kept = "feedback" in text or text.split("(")[0] not in ("none", "bf16", "subspace")
+    assert (attached.memory() > 0) == kept
     assert all(not torch.equal(p, q) for p, q in zip(task.model.parameters(), before, strict=True))
 
 

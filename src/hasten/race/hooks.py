@@ -239,18 +239,28 @@ def numbers_sent(shape: Iterable[int], rank: int) -> int:
 
 
 class Local(Way):
-    """No exchange but after so many steps of every worker for itself."""
+    """No exchange but after so many steps of every worker for itself.
+
+    Args:
+        every: how many.
+        exchange: made from a seed; None for the exact mean.
+        outer: of :class:`~hasten.distributed.LocalSteps`; None for its default.
+    """
 
     def __init__(
-        self, every: int, lr: float, momentum: float, exchange: Callable[[int], Exchange | None]
+        self,
+        every: int,
+        exchange: Callable[[int], Exchange | None],
+        outer: Callable[[list[Tensor]], Nesterov] | None,
     ) -> None:
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"every = {every!r} is not allowed; it must be a positive integer")
         exchange(0)
+        if outer is not None:
+            outer([torch.zeros(1)])
         self.every = every
         self.exchange = exchange
-        self.outer = partial(Nesterov, lr=lr, momentum=momentum)
-        self.outer([torch.zeros(1)])
+        self.outer = outer
 
     def attach(self, task: Task, seed: int) -> Attached:
         """The optimizer exchanges, last of all when training ends."""
@@ -324,14 +334,27 @@ def _sign() -> Way:
     return _fed_back(lambda seed: Sign())
 
 
-def _local(*, every: int = 32, lr: float = 0.7, momentum: float = 0.9, ratio: float | None = None) -> Way:
-    from hasten.distributed import ErrorFeedback, Sketched
+def _local(
+    *,
+    every: int = 32,
+    ratio: float | None = None,
+    feedback: bool = False,
+    lr: float | None = None,
+    momentum: float = 0.0,
+) -> Way:
+    from hasten.distributed import ErrorFeedback, Sketched, Subspace
 
     def exchange(seed: int) -> Exchange | None:
-        # Fed back, because an unbiased sketch of a displacement is too noisy for momentum.
-        return None if ratio is None else ErrorFeedback(Sketched(BalancedCountSketch(ratio=ratio), seed=seed))
+        if ratio is None:
+            return None
+        family = BalancedCountSketch(ratio=ratio)
+        return ErrorFeedback(Sketched(family, seed=seed)) if feedback else Subspace(family, seed=seed)
 
-    return Local(every, lr, momentum, exchange)
+    if feedback and ratio is None:
+        raise ValueError("feedback=True needs a ratio: what is exchanged whole leaves nothing to feed back")
+    if lr is None and momentum:
+        raise ValueError(f"momentum = {momentum!r} needs an lr: both are of the outer step")
+    return Local(every, exchange, None if lr is None else partial(Nesterov, lr=lr, momentum=momentum))
 
 
 def _powersgd(*, rank: int = 1, start: int = 2) -> Way:

@@ -21,7 +21,7 @@ from hasten.race.hooks import Attached
 from hasten.race.run import DIVERGED, FINISHED, Point, Run
 from hasten.race.task import Task, derive_seed
 from hasten.race.tasks import TaskSource
-from hasten.race.workers import ALONE, Workers
+from hasten.race.workers import ALONE, Workers, lost
 from hasten.wire import WorkerLost
 
 State = dict[str, Tensor]
@@ -343,6 +343,8 @@ def blaming(source: TaskSource, doing: str) -> Iterator[None]:
     except (RaceError, WorkerLost, KeyboardInterrupt):
         raise
     except Exception as error:
+        if lost(error):
+            raise WorkerLost(one_line(error)) from error
         frames = traceback.extract_tb(error.__traceback__)[1:]
         own = [frame for frame in frames if source.name.startswith(frame.filename)] or frames
         place = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hasten.race.errors import RaceError, one_line
 from hasten.race.task import Task, derive_seed
-from hasten.wire import Wire
+from hasten.wire import Wire, WorkerLost
 
 T = TypeVar("T")
 
@@ -240,3 +240,17 @@ def together(meeting: str | None = None, rank: int = 0, world: int = 1) -> Itera
     yield Workers(wire if wire.world > 1 else None)
     if not joined:  # after an error the others may be gone: nothing is waited for
         dist.destroy_process_group()
+
+
+def lost(error: Exception) -> bool:
+    """Whether an error says that a worker is gone: in the words of DistributedDataParallel, which knows no types.
+
+    Example:
+        >>> lost(RuntimeError("Got the following error when running the callback: WorkerLost: ..."))
+        True
+        >>> lost(RuntimeError("The size of tensor a (2) must match the size of tensor b (3)"))
+        False
+    """
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in (WorkerLost.__name__, "/gloo/transport/")
+    )
