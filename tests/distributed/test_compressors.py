@@ -119,6 +119,16 @@ def test_shrunken_sketches_contract_in_expectation(sketch: object) -> None:
     assert float(found.mean()) <= bound + 5 * float(found.std()) / math.sqrt(draws)
 
 
+@given(st.integers(1, 3).flatmap(matrices), st.sampled_from(EVERY), st.integers(0, 9))
+@settings(deadline=None)
+def test_what_arrives_is_what_the_workers_no_longer_have(
+    Ms: Tensor, compressor: Compressor, step: int
+) -> None:
+    [mean], errors = exchange(compressor, [[M] for M in Ms], step)
+    taken = sum(M - e for M, (e,) in zip(Ms, errors, strict=True)) / len(Ms)
+    torch.testing.assert_close(mean, taken, rtol=0, atol=1e-14 * float(Ms.abs().sum()) + 1e-15)
+
+
 # Independent statements of C, for all workers' tensors of one parameter.
 
 

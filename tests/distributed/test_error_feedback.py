@@ -39,6 +39,7 @@ COMPRESSORS = [
     DCTColumns(2),
 ]
 SHAPES = [torch.Size(shape) for shape in [(20, 12), (7,), (4, 3, 5, 2), (), (16, 16), (2, 2), (0, 3)]]
+STEPS = 3
 PACKINGS = [[[0, 1, 2, 3, 4, 5, 6]], [[5, 4], [6, 3, 2], [0, 1]]]
 
 
@@ -73,7 +74,7 @@ def everything(rank: int, world: int) -> dict[str, Any]:
         for packing in PACKINGS:
             exchange, wire = ErrorFeedback(compressor), Wire()
             exchange.prepare(SHAPES)
-            arrived = run(exchange, wire, range(5), packing)
+            arrived = run(exchange, wire, range(STEPS), packing)
             runs.append((arrived, exchange.errors, wire.communication.parts["gradients"]))
         found[repr(compressor)] = runs
     return found
@@ -108,22 +109,22 @@ def test_nothing_is_lost_and_all_workers_get_the_same(teams, world: int) -> None
         (arrived, _, traffic), (packed_otherwise, errors_otherwise, _) = runs[0]
         errors = [own[0][1] for own in runs]
         for i, shape in enumerate(SHAPES):
-            for step in range(5):
+            for step in range(STEPS):
                 for other in runs:
                     assert torch.equal(other[0][0][step][i], arrived[step][i])
                     assert torch.equal(other[1][0][step][i], packed_otherwise[step][i])
                 torch.testing.assert_close(packed_otherwise[step][i], arrived[step][i], rtol=0, atol=1e-12)
-            total = sum(arrived[step][i] for step in range(5))
+            total = sum(arrived[step][i] for step in range(STEPS))
             left = sum(e.get(i, torch.zeros(shape).double()) for e in errors) / world
-            expected = sum(gradients(r, step)[i] for r in range(world) for step in range(5)) / world
+            expected = sum(gradients(r, step)[i] for r in range(world) for step in range(STEPS)) / world
             torch.testing.assert_close(total + left, expected, rtol=0, atol=1e-12)
         assert set(errors[0]) == set(errors_otherwise)
         assert {i for i, shape in enumerate(SHAPES) if len(shape) < 2}.isdisjoint(errors[0])
         assert 0 in errors[0]
         payload, sent = sent_numbers(compressor, world)
-        assert traffic.payload == 5 * payload
-        assert traffic.sent == traffic.received == pytest.approx(5 * sent, abs=1e-6)
-        assert traffic.calls == 5 * (1 if isinstance(compressor, Sketched) else 2)
+        assert traffic.payload == STEPS * payload
+        assert traffic.sent == traffic.received == pytest.approx(STEPS * sent, abs=1e-6)
+        assert traffic.calls == STEPS * (1 if isinstance(compressor, Sketched) else 2)
 
 
 def dense_recursion(rank: int, world: int) -> tuple[list[list[Tensor]], list[Tensor]]:
@@ -397,6 +398,56 @@ def test_adamw_trains_and_resumes_bit_for_bit(pair, compressor: Compressor) -> N
     assert last < 0.7 * first
     whole = 4 * sum(p.numel() for p in network().parameters())
     assert straight[0][2] < 40 * whole / 4
+
+
+def scaled_training(rank: int, world: int, scaling: bool) -> tuple[list[Tensor], list[Tensor], list[float]]:
+    """With a GradScaler whose scale grows and shrinks, or without; one worker has NaN in one step."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3, enabled=scaling)
+    model = DDP(network())
+    exchange = ErrorFeedback(TopK(20), scale=scaler.get_scale if scaling else None)
+    Hook(exchange).register(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    scales = []
+    for step in range(10):
+        x = torch.randn(16, 20, generator=torch.Generator().manual_seed(2 * step + rank))
+        y = x.sin().sum(1, keepdim=True)
+        if step == 5 and rank == 1:
+            x[3, 4] = math.nan
+        optimizer.zero_grad()
+        scaler.scale(((model(x) - y) ** 2).mean()).backward()
+        if scaling:
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        elif step != 5:
+            optimizer.step()
+    return [p.detach().clone() for p in model.parameters()], list(exchange.errors.values()), scales
+
+
+def test_a_grad_scaler_changes_nothing_and_skips_on_all_workers(pair) -> None:
+    plain, found = pair.run(scaled_training, False), pair.run(scaled_training, True)
+    for rank in range(2):
+        assert found[rank][2] == [1024, 1024, 2048, 2048, 2048, 1024, 1024, 1024, 2048, 2048]
+        for k in (0, 1):
+            assert all(torch.equal(a, b) for a, b in zip(plain[rank][k], found[rank][k], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found[rank][0], found[0][0], strict=True))
+
+
+def refused(rank: int, world: int) -> list[str]:
+    said = []
+    for tensor, scale in ((torch.ones(4, 4, dtype=torch.complex64), 1.0), (torch.ones(4, 4), 0.0)):
+        exchange = ErrorFeedback(TopK(2), scale=lambda scale=scale: scale)
+        with pytest.raises((TypeError, ValueError)) as error:
+            exchange.mean(Parcel([tensor], [0], 0), Wire())
+        said.append(f"{error.type.__name__}: {error.value}")
+    return said
+
+
+def test_tensors_and_scales_that_make_no_sense_are_refused(pair) -> None:
+    assert pair.run(refused)[0] == [
+        "TypeError: ErrorFeedback: a tensor of torch.complex64 is not allowed; it must be real and floating",
+        "ValueError: ErrorFeedback: scale() = 0.0 is not allowed; it must be positive and finite",
+    ]
 
 
 def unlike(rank: int, world: int) -> str:

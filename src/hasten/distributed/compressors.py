@@ -69,6 +69,7 @@ class Compressor(abc.ABC):
     gathers: ClassVar[bool] = False
     """Whether messages are gathered from everyone, rather than added up on their way."""
     formula: ClassVar[str] = ""
+    """C in plain text."""
 
     @abc.abstractmethod
     def payload(self, shape: Shape, itemsize: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,13 +24,15 @@ class ErrorFeedback(Exchange):
 
     So Σ arrived + mean(e) = Σ mean(g_i) at every step: nothing is lost, only late. Seide et al. (2014); Stich,
     Cordonnier and Jaggi (2018); Karimireddy, Rebjock, Stich and Jaggi, "Error feedback fixes SignSGD and other gradient
-    compression schemes" (2019). Costs a buffer the size of the gradient on every worker.
+    compression schemes" (2019). Costs a buffer the size of the gradient on every worker, and another while a
+    parcel is under way.
 
     Vectors, scalars and whatever compression would not make cheaper are averaged exactly, in float32 (float64 for
     float64). A worker whose gradient of a parameter is zero throughout keeps what it has of that parameter: so nothing
     gets lost where DistributedDataParallel finds a parameter unused and drops what arrives for it.
 
-    What is not finite on one worker is not finite in the mean; then the memory of the whole parcel stays as it was.
+    What is not finite on one worker is not finite in the mean; then the memory of the whole parcel stays as it was. If
+    the optimizer skips such a step, what other parcels delivered in it is lost.
 
     Args:
         compressor: C.
@@ -91,8 +94,13 @@ class ErrorFeedback(Exchange):
 
     @torch.no_grad()
     def mean(self, parcel: Parcel, wire: Wire) -> Future[None]:
-        """One collective for each round of the compressor, and at most one more for what is averaged exactly."""
-        scale = 1.0 if self.scale is None else float(self.scale())
+        """One collective for each round of the compressor, and at most one more for what is averaged exactly.
+
+        Raises:
+            TypeError: a tensor is not real and floating.
+            ValueError: the scale is not positive and finite.
+        """
+        scale = self._scale_of(parcel.tensors)
         silent = zero_throughout(parcel)
         messages = [
             self._message(g, index, parcel.step, scale, index in silent)
@@ -112,6 +120,19 @@ class ErrorFeedback(Exchange):
                 self._remember(short, whole, silent)
 
         return exchanged(self.compressor, short, [m.m for m in whole], wire, parcel.part).then(arrived)
+
+    def _scale_of(self, tensors: Sequence[Tensor]) -> float:
+        for t in tensors:
+            if not t.is_floating_point():
+                raise TypeError(
+                    f"ErrorFeedback: a tensor of {t.dtype} is not allowed; it must be real and floating"
+                )
+        scale = 1.0 if self.scale is None else float(self.scale())
+        if not 0 < scale < math.inf:
+            raise ValueError(
+                f"ErrorFeedback: scale() = {scale} is not allowed; it must be positive and finite"
+            )
+        return scale
 
     def compresses(self, tensor: Tensor, world: int) -> bool:
         """Whether such a tensor is sent as C(m), among this many workers."""
