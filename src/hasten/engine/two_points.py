@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,24 @@ def switch(optimizer: Optimizer, to_training: bool) -> None:
             ):
                 _move(optimizer, group, p, composition, to_training)
         group["train_mode"] = to_training
+    _let_go_of_gathered(optimizer)
+
+
+def _let_go_of_gathered(optimizer: Optimizer) -> None:
+    """Modules under ``fully_shard`` may keep parameters gathered after a forward pass, which are now out of date."""
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if kind is None or not any(is_distributed(p) for g in optimizer.param_groups for p in g["params"]):
+        return
+    if optimizer.module is None:
+        optimizer.warn_once(
+            "gathered",
+            f"{optimizer.name}: modules under fully_shard may keep the parameters of the last forward pass, which are "
+            f"out of date now; give the optimizer the module, {optimizer.name}(model), or call model.reshard()",
+        )
+        return
+    for module in optimizer.module.modules():
+        if isinstance(module, kind):
+            module.reshard()
 
 
 def _move(
