@@ -84,12 +84,6 @@ class Run:
         self.opt.step()
         self.taken += 1
 
-    def warm(self) -> None:
-        """A backward for nothing: buckets get their final order."""
-        if self.hook is not None:
-            self.loss().backward()
-            self.opt.zero_grad()
-
     def everything(self) -> dict[str, Any]:
         hook = None if self.hook is None else self.hook.state_dict()
         return copy.deepcopy(
@@ -170,7 +164,6 @@ def work(
     run = Run(kind, rank)
     with timed(place, rank):
         if latest(home):
-            run.warm()
             run.load(Path(home))
         while run.taken < steps:
             if fault and rank == struck % world and run.taken == at:

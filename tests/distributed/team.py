@@ -1,8 +1,9 @@
 """Workers that stay: processes with a gloo group on 127.0.0.1, which run functions for the tests.
 
-A process that imports torch takes seconds, so one team of each size serves all tests of a test worker. A test hands it
-a function of the test module (found by name in the other process, so it must be at the top level) and gets its results
-by rank; an exception in a worker comes back as `TeamError`, with the worker's traceback.
+A process that imports torch takes seconds, so a server does that once and workers are forked from it, and one team of
+each size serves all tests of a test worker. A test hands it a function of the test module (found by name in the other
+process, so it must be at the top level) and gets its results by rank; an exception in a worker comes back as
+`TeamError`, with the worker's traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Team:
     """`world` processes in one group."""
 
     def __init__(self, world: int) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch._dynamo", "hasten.distributed"])
         self.world = world
         self.broken = False
         """Whether a function failed in a worker: the others may be waiting for it, so nobody can be counted on."""

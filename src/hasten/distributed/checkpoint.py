@@ -176,12 +176,16 @@ def load(
 ) -> Checkpoint:
     """Load the latest checkpoint in a folder, all workers together; everything is checked before anything is changed.
 
-    On as many workers as saved it, training goes on bit for bit (with three or more, after one throw-away
-    ``forward`` and ``backward`` before loading: DistributedDataParallel packs its buckets anew after the first, and
-    where a number lies in a bucket decides in which order the workers' numbers are added). On another number of
-    workers, hooks' memories are passed on such that their mean is what it was, and of what else workers have for
-    themselves, worker i receives that of rank i mod W. Under ``LocalSteps`` call ``opt.sync()`` before saving if the
-    number of workers may change: steps of an unfinished round are lost with the workers that took them.
+    On as many workers as saved it, training goes on bit for bit. (Under DistributedDataParallel without a hook, on
+    three or more, that takes a ``backward`` for nothing before loading: it packs gradients anew after its first one,
+    and where a number lies decides in which order the workers' numbers are added.)
+
+    On another number of workers, exchanges' memories are passed on such that their mean is what it was; of what else
+    workers have for themselves, worker i receives that of rank i mod W. Under ``LocalSteps`` call ``opt.sync()`` before
+    saving if the number of workers may change: steps of an unfinished round are lost with the workers that took them.
+
+    Files are read as data (``weights_only=True``); only the index of sharded ones, which torch.distributed.checkpoint
+    reads, could bring code along. Load checkpoints of sharded models only from where you trust.
 
     Args:
         folder: as given to `save`, for the latest; or the folder of one checkpoint.

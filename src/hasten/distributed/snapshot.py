@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hasten.sharding import is_distributed
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -37,7 +39,7 @@ class Snapshot:
     @classmethod
     def of(cls, model: nn.Module, optimizer: Any) -> Snapshot:
         """What there is to save."""
-        if any(hasattr(p, "device_mesh") for p in model.parameters()):
+        if any(is_distributed(p) for p in model.parameters()):
             from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
             optimizer_state = _quietly(lambda: get_optimizer_state_dict(model, optimizer))
