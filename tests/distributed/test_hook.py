@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from hasten.distributed import AllReduce, Disagreement, Hook, SubspaceHook
-from hasten.sketches import BalancedCountSketch, PerLayer, blocks
+from hasten.sketches import BalancedCountSketch, PerLayer, RandomLowRank, blocks
 
 RATIO, SEED, STEPS = 8.0, 3, 4
 
@@ -83,11 +83,12 @@ SETUPS: dict[str, tuple[Any, dict[str, Any]]] = {
     "unused": (Branches, {"find_unused_parameters": True, "bucket_cap_mb": 0.001}),
     "bfloat16": (lambda: network().bfloat16(), {"bucket_cap_mb": 0.01}),
     "autocast": (lambda: network().float(), {}),
+    "low rank": (network, {"bucket_cap_mb": 0.01}),
 }
 
 
 def sketch_of(name: str) -> Any:
-    return BalancedCountSketch(ratio=RATIO)
+    return RandomLowRank(ratio=RATIO) if name == "low rank" else BalancedCountSketch(ratio=RATIO)
 
 
 def arrivals(rank: int, world: int, name: str, accumulate: bool) -> Any:

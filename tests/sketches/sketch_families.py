@@ -14,6 +14,13 @@ def _curvature(d: int) -> torch.Tensor:
     return torch.linspace(1, 3, d, dtype=torch.float64)
 
 
+def _low_rank(d: int, r: int) -> Sketch:
+    """On the squarest matrix of d entries, of the largest rank that takes no more than r numbers (or 1)."""
+    short = max(m for m in range(1, d + 1) if d % m == 0 and m * m <= d)
+    (sketch,) = sketches.RandomLowRank(rank=max(1, r // short)).divided([(d // short, short)])
+    return sketch
+
+
 FAMILIES: dict[str, Callable[[int, int], Sketch]] = {
     "Haar": lambda d, r: sketches.Haar(rank=r),
     "Gaussian": lambda d, r: sketches.Gaussian(rank=r),
@@ -33,6 +40,7 @@ FAMILIES: dict[str, Callable[[int, int], Sketch]] = {
     "IndependentCoordinates": lambda d, r: sketches.IndependentCoordinates(rank=r),
     "ImportanceCoordinates": lambda d, r: sketches.ImportanceCoordinates(_curvature(d)),
     "ImportanceBlocks": lambda d, r: sketches.ImportanceBlocks(_curvature(d), [r, d - r] if r < d else [d]),
+    "RandomLowRank": _low_rank,
     "Identity": lambda d, r: sketches.Identity(),
     "PerLayer": lambda d, r: sketches.PerLayer(sketches.BalancedCountSketch(ratio=2)).bind(
         [(r, 1), (d - r,)]

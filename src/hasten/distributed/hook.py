@@ -27,8 +27,8 @@ class Hook:
 
     Gradients accumulated under ``model.no_sync()`` go out whole with the next synchronised ``backward``; call
     ``zero_grad`` between synchronised ones. Parameters travel together as they follow each other in the model, up to
-    DistributedDataParallel's ``bucket_cap_mb``, so nothing depends on how it fills its buckets: runs are the same to the
-    bit when they are repeated, or resumed on as many workers.
+    DistributedDataParallel's ``bucket_cap_mb``, and nothing depends on how it fills its buckets: a run is the same to
+    the bit when it is repeated, or resumed on as many workers.
 
     Args:
         exchange: how the mean is formed.

@@ -1,8 +1,9 @@
 """Random subspaces: draw a matrix P with E[P Pᵀ] = I from its keys, project onto it, lift from it.
 
 Choose: `BalancedCountSketch` (the default: O(d) work, ν = d/r, exact at r = d); `StridedSigns` when speed matters and
-the curvature is spread evenly over the index; `PerLayer` over the parameters of a network; `ImportanceCoordinates`
-when the diagonal of the curvature is known; `Haar` and `Gaussian` for theory and small dimensions.
+the curvature is spread evenly over the index; `PerLayer` over the parameters of a network, with `RandomLowRank` inside
+where matrices shall keep their structure; `ImportanceCoordinates` when the diagonal of the curvature is known; `Haar`
+and `Gaussian` for theory and small dimensions.
 """
 
 from hasten.sketches.coordinates import Coordinates, IndependentCoordinates
@@ -17,6 +18,7 @@ from hasten.sketches.hashed import (
 )
 from hasten.sketches.importance import ImportanceBlocks, ImportanceCoordinates
 from hasten.sketches.layers import Block, Identity, PerLayer, blocks
+from hasten.sketches.low_rank import RandomLowRank
 from hasten.sketches.sketch import Draw, ExchangeableSketch, Sketch
 from hasten.sketches.transformed import SRHT, RandomSignDCT
 
@@ -38,6 +40,7 @@ __all__ = [
     "IndependentCoordinates",
     "PerLayer",
     "Rademacher",
+    "RandomLowRank",
     "RandomSignDCT",
     "Sketch",
     "SparseSign",

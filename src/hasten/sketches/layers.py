@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
 from typing import ClassVar
 
 import torch
@@ -190,20 +189,11 @@ class PerLayer(Sketch):
             )
         sizes = [math.prod(shape) for shape in self.shapes]
         sketched = [bool(n) and not self.exact(shape) for n, shape in zip(sizes, self.shapes, strict=True)]
-        ranks = iter(self._ranks([n for n, chosen in zip(sizes, sketched, strict=True) if chosen]))
-        families = [
-            replace(self.sketch, rank=next(ranks), ratio=None) if chosen else Identity()
-            for chosen in sketched
-        ]
+        chosen = iter(
+            self.sketch.divided([shape for shape, own in zip(self.shapes, sketched, strict=True) if own])
+        )
+        families = [next(chosen) if own else Identity() for own in sketched]
         return tuple(Block(i, (i,), n, families[i]) for i, n in enumerate(sizes) if n)
-
-    def _ranks(self, sizes: list[int]) -> list[int]:
-        if self.sketch.rank is None or not sizes:
-            return [self.sketch.rank_in(n) for n in sizes]
-        # Whole parts of the shares of the running total, so that they sum to the rank.
-        total = sum(sizes)
-        ends = [0, *(min(self.sketch.rank, total) * end // total for end in accumulate(sizes))]
-        return [max(1, after - before) for before, after in pairwise(ends)]
 
     def _fits(self, dimension: int) -> tuple[Block, ...]:
         found = sum(block.dimension for block in self._blocks)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import ClassVar
 
 import torch
@@ -155,6 +157,24 @@ class Sketch(abc.ABC):
                 "it must be at most the dimension"
             )
         return self.rank
+
+    def divided(self, shapes: Sequence[Sequence[int]]) -> list[Sketch]:
+        """The same for each of several parameters by itself.
+
+        A `ratio` holds for every parameter; a `rank` is divided in proportion to their sizes, at least 1 each.
+
+        Example:
+            >>> from hasten.sketches import CountSketch
+            >>> CountSketch(rank=4).divided([(2, 4), (8, 3)])
+            [CountSketch(rank=1, ratio=None), CountSketch(rank=3, ratio=None)]
+        """
+        sizes = [math.prod(shape) for shape in shapes]
+        if self.rank is None:
+            return [replace(self, rank=self.rank_in(n), ratio=None) for n in sizes]
+        # Whole parts of the shares of the running total, so that they sum to the rank.
+        total = sum(sizes)
+        ends = [0, *(min(self.rank, total) * end // total for end in accumulate(sizes))]
+        return [replace(self, rank=max(1, after - before), ratio=None) for before, after in pairwise(ends)]
 
     def draw(self, dimension: int, *, seed: int = 0, step: int = 0, block: int = 0) -> Draw:
         """The matrix of these keys: the same on every machine and every device.
