@@ -306,6 +306,19 @@ def test_a_launcher_of_another_size_is_refused(of_two: Race, monkeypatch: pytest
             ["--world", "2", "--task", "digits", "--optimizers", "SubspaceNesterov", "--hook", "topk"],
             "each worker would estimate the smoothness from its own loss",
         ),
+        (
+            [
+                "--world",
+                "2",
+                "--task",
+                "digits",
+                "--optimizers",
+                "SGD(on_nonfinite='raise')",
+                "--hook",
+                "local",
+            ],
+            "would stop one worker while the others wait",
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_anything_begins(
@@ -423,6 +436,22 @@ def test_bytes_of_torchs_powersgd_are_those_it_hands_over(
     trained(attached.task, attached.wrap, 6)
     assert communication(task.model.parameters()).total.payload == sum(handed)
     assert len(handed) > 6
+
+
+def test_torchs_powersgd_gets_one_bucket(group_of_one: None) -> None:
+    from hasten.wire import communication
+
+    # More than DistributedDataParallel puts into its first bucket.
+    model = torch.nn.Sequential(*(torch.nn.Linear(512, 512, bias=False) for _ in range(3)))
+    task = Task(
+        model=model,
+        loss=lambda batch: model(batch).square().mean(),
+        evaluate=lambda: 0.0,
+        sample=lambda generator: torch.randn(2, 512, generator=generator),
+    )
+    attached = parse_hooks("powersgd")[0].way().attach(task, 1)
+    trained(attached.task, attached.wrap, 4)
+    assert communication(model.parameters()).total.calls == 4
 
 
 def test_points_keep_their_bytes() -> None:

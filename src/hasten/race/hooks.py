@@ -110,13 +110,13 @@ class TaskLoss(nn.Module):
         return self.loss(batch)
 
 
-def _distributed(task: Task) -> DistributedDataParallel:
+def _distributed(task: Task, **more: Any) -> DistributedDataParallel:
     from torch.nn.parallel import DistributedDataParallel
 
     # Buffers stay each worker's own: rank 0's are evaluated, and nothing is sent that is not counted.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     newer = "forward_sync_buffers" in known  # what torch calls it from 2.13 on
-    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False, **more}
     return DistributedDataParallel(TaskLoss(task), **options)
 
 
@@ -216,7 +216,9 @@ class PowerSGD(Way):
             wire.count(PART, payload, moved, moved)
             return powerSGD_hook(state, bucket)
 
-        model = _distributed(task)
+        # One bucket: of several, torch's hook makes its follow-up calls in an order that varies among workers.
+        size = sum(p.nbytes for p in task.model.parameters())
+        model = _distributed(task, bucket_cap_mb=size / 2**20 + 1)
         model.register_comm_hook(state, lambda state, bucket: averaged(bucket))
         serve(_trained(task), wire)
         kept = (state.error_dict, state.p_memory_dict, state.q_memory_dict)
