@@ -150,6 +150,7 @@ def save(
             "optimizer": type(optimizer).__name__,
             "hook": None if hook is None else type(hook).__name__,
             "model": state.description,
+            "optimizer_state": state.optimizer_description,
             "files": entries,
         }
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
@@ -315,13 +316,15 @@ def _check_fit(found: Path, manifest: dict[str, Any], state: Snapshot, hook: Any
     if (manifest["hook"] is None) != (hook is None):
         given = "no hook is given" if hook is None else f"a {type(hook).__name__} is given"
         raise ValueError(f"{found} does not fit: it was saved with hook = {manifest['hook']}, and {given}")
-    saved, own = manifest["model"], state.description
-    for name in [*saved, *own]:
-        if saved.get(name) != own.get(name):
-            raise ValueError(
-                f"{found} does not fit the model: {name!r} is {saved.get(name, 'not in it')}, "
-                f"in the model {own.get(name, 'there is none')}"
-            )
+    for what, own in (("model", state.description), ("optimizer_state", state.optimizer_description)):
+        saved = manifest[what]
+        for name in [*saved, *own]:
+            if saved.get(name) != own.get(name):
+                what = what.removesuffix("_state")
+                raise ValueError(
+                    f"{found} does not fit the {what}: {name!r} is {saved.get(name, 'not in it')}, "
+                    f"in the {what} {own.get(name, 'there is none')}"
+                )
 
 
 def _share(owns: Sequence[dict[str, Any]], rank: int, world: int) -> dict[str, Any]:

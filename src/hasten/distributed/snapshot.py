@@ -57,9 +57,19 @@ class Snapshot:
     @property
     def description(self) -> dict[str, str]:
         """The shapes and dtypes of the model's tensors, by name."""
+        return {name: _described(value) for name, value in self.parts["model"].items()}
+
+    @property
+    def optimizer_description(self) -> dict[str, str]:
+        """The same of the optimizer's, if sharded: torch.distributed.checkpoint reads what is asked of it, and never
+        says that there is more. Otherwise the optimizer's own checks suffice."""
+        if self.kind != "sharded":
+            return {}
+        states = self.parts["optimizer"]["state"]
         return {
-            name: f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            for name, value in self.parts["model"].items()
+            f"{name} of {p}": _described(value)
+            for p, state in states.items()
+            for name, value in state.items()
         }
 
     @property
@@ -85,6 +95,10 @@ class Snapshot:
             set_model_state_dict(self.model, state)
         else:
             self.model.load_state_dict(state)
+
+
+def _described(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
