@@ -44,7 +44,7 @@ from hasten.optimizers import (
 )
 
 if TYPE_CHECKING:
-    from hasten import problems, solvers, theory
+    from hasten import distributed, problems, solvers, theory
     from hasten.solvers import OptimizeResult, minimize, scipy_method
 
 __version__ = "0.1.0"
@@ -87,6 +87,7 @@ __all__ = [
     "SubspaceNesterov",
     "TripleMomentum",
     "describe",
+    "distributed",
     "equivalent",
     "iterates",
     "minimize",
@@ -103,6 +104,7 @@ __all__ = [
 
 _LATER = {
     "OptimizeResult": "hasten.solvers",
+    "distributed": "hasten.distributed",
     "minimize": "hasten.solvers",
     "problems": "hasten.problems",
     "scipy_method": "hasten.solvers",

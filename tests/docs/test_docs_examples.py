@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch.distributed as dist
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,8 +33,23 @@ def test_there_is_something_to_run() -> None:
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # As torchrun starts a script, with one worker.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    worker = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+    for name, value in worker.items():
+        monkeypatch.setenv(name, str(value))
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where dataclasses look their module up
+    try:
+        run(page, module)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def run(page: Path, module: ModuleType) -> None:
     for line, source in blocks(page):
         # Blank lines in front keep the line numbers of the page in a traceback.
         exec(compile("\n" * line + source, str(page), "exec"), vars(module))
