@@ -180,3 +180,14 @@ def test_loading_does_not_alias_the_loaded_state(entry):
     for i, state in saved["state"].items():
         for name, value in state.items():
             assert torch.equal(value, kept["state"][i][name])
+
+
+@each
+def test_loading_its_own_state_changes_nothing(entry):
+    """What ``state_dict`` returns shares its tensors with the optimizer; loaders in place hand it straight back."""
+    task = Task()
+    opt = entry(task.params)
+    advance(entry, opt, task, 3)
+    before = snapshot(opt)
+    opt.load_state_dict(opt.state_dict())
+    assert same_state(before, state_of(opt))

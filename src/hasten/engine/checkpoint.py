@@ -35,7 +35,9 @@ def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
     for pre_hook in list(optimizer._optimizer_load_state_dict_pre_hooks.values()):
         replaced = pre_hook(optimizer, state_dict)
         state_dict = state_dict if replaced is None else replaced
-    groups, states = _checked_groups(optimizer, state_dict), state_dict["state"]
+    groups = _checked_groups(optimizer, state_dict)
+    # A state dict shares its inner dicts with the optimizer that made it, which may be this one.
+    states = {index: dict(entries) for index, entries in state_dict["state"].items()}
     indices = [index for saved in state_dict["param_groups"] for index in saved["params"]]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     for index, p in zip(indices, params, strict=True):
