@@ -16,7 +16,7 @@ help:
 	@echo "make lint          ruff: rules and formatting"
 	@echo "make types         mypy --strict"
 	@echo "make docs          the documentation, warnings as errors, into site/"
-	@echo "make integrations  install what the tests inside Lightning and Hugging Face need"
+	@echo "make integrations  install what the tests inside Lightning, Hugging Face and Flower need"
 	@echo "make clean         remove what was built, and the environment"
 
 demo: $(VENV)/.with-race
@@ -40,7 +40,7 @@ docs: $(VENV)/.with-docs
 	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict
 	@echo "documentation: site/index.html"
 
-integrations: $(VENV)/.with-integrations
+integrations: $(VENV)/.with-integrations $(VENV)/.with-federated
 
 $(VENV)/.with-torch:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"hasten needs Python 3.10 or later, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.x" if v < (3, 10) else 0)'

@@ -34,6 +34,8 @@ def test_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     if name.startswith("hasten.race"):
         for package in ("typer", "rich", "matplotlib", "plotly", "optuna"):
             pytest.importorskip(package, reason="needs the extra: pip install 'hasten[race]'")
+    if name == "hasten.distributed.flower":
+        pytest.importorskip("flwr", reason="needs the extra: pip install 'hasten[federated]'")
     monkeypatch.chdir(tmp_path)
     result = doctest.testmod(importlib.import_module(name))
     assert result.failed == 0

@@ -103,7 +103,7 @@ class Anchor:
     def move(self, parameters: Sequence[Tensor]) -> None:
         """Start again from here: θ becomes a copy of the parameters, which the outer optimizer has not stepped on."""
         for anchor, p in zip(self.point, parameters, strict=True):
-            if not torch.equal(anchor, p.to(anchor.dtype)):
+            if not torch.equal(anchor.to(p.dtype), p):
                 anchor.copy_(p)
                 if isinstance(self.outer, Optimizer):
                     self.outer.initialise(anchor)
