@@ -17,14 +17,31 @@ from markup import code, plain, summary, table
 from tables import BENCHMARKS
 
 import hasten
-from hasten import equivalence, iterates, oracles, problems, sketches, solvers, theory, transforms
+from hasten import (
+    distributed,
+    equivalence,
+    iterates,
+    oracles,
+    problems,
+    sketches,
+    solvers,
+    theory,
+    transforms,
+)
 from hasten.engine.composition import Place
 from hasten.optimizers import CATALOGUE
 from hasten.race import catalogue
 from hasten.words import Part
 
 PACKAGES = {"oracles": oracles, "transforms": transforms, "iterates": iterates}
-ROOMS = {**PACKAGES, "sketches": sketches, "theory": theory, "solvers": solvers, "problems": problems}
+ROOMS = {
+    **PACKAGES,
+    "sketches": sketches,
+    "theory": theory,
+    "solvers": solvers,
+    "problems": problems,
+    "distributed": distributed,
+}
 WORDS = {
     "oracle": oracles,
     "momentum": transforms,

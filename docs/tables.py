@@ -44,6 +44,7 @@ CHOOSE = {
     "Haar": "theory, and dimensions up to some thousands",
     "Gaussian": "theory; not exact at r = d",
     "Rademacher": "theory; not exact at r = d",
+    "RandomLowRank": "the matrices of a network, by `PerLayer`: a random factor on the longer side",
     "Coordinates": "where single partial derivatives are what is cheap",
     "IndependentCoordinates": "where every coordinate answers with its own probability",
     "ImportanceCoordinates": "where partial derivatives are cheap and the diagonal of L is known",
