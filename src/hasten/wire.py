@@ -214,6 +214,30 @@ _wires: MutableMapping[Tensor, list[Wire]] = WeakTensorKeyDictionary()
 """Which wires serve a parameter."""
 
 
+def wait(future: Future[T]) -> T:
+    """A future's value; what `WorkerLost` was raised on its way is raised again.
+
+    Callbacks of futures pass on what they raise as the text of a RuntimeError, at most.
+
+    Example:
+        >>> future = Future()
+        >>> following = future.then(lambda done: (_ for _ in ()).throw(WorkerLost("a worker has died")))
+        >>> future.set_result(None)
+        >>> wait(following)
+        Traceback (most recent call last):
+        hasten.wire.WorkerLost: a worker has died
+    """
+    try:
+        return future.wait()
+    except WorkerLost:
+        raise
+    except RuntimeError as error:
+        said = str(error).partition("WorkerLost: ")[2].partition("\n\nAt:")[0]
+        if not said:
+            raise
+        raise WorkerLost(said) from error
+
+
 def serve(params: Iterable[Tensor], wire: Wire) -> None:
     """Note that what goes over the wire is on account of these parameters."""
     for p in params:

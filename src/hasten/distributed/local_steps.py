@@ -15,7 +15,7 @@ from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.inner import carry, renew, switches
 from hasten.distributed.linear import AllReduce, Subspace
 from hasten.sketches import Sketch
-from hasten.wire import Communication, Wire, serve
+from hasten.wire import Communication, Wire, serve, wait
 
 PARCEL = 2**24
 """Entries that are exchanged together: enough to fill a link, little beside a large model."""
@@ -36,8 +36,9 @@ class LocalSteps(torch.optim.Optimizer):
     lr 0.7; inside it has AdamW.
 
     Use it as any optimizer, on a model that is *not* wrapped in DistributedDataParallel; every worker must take equally
-    many steps. Learning-rate schedulers act on the inner optimizer; `outer` has its own `param_groups`. Before the
-    first step, workers with other parameters than rank 0 receive its, as under DistributedDataParallel.
+    many steps (so no ``GradScaler``, which skips those of one worker alone). Learning-rate schedulers act on the inner
+    optimizer; `outer` has its own `param_groups`. Before the first step, workers with other parameters than rank 0
+    receive its, as under DistributedDataParallel.
 
     The point to evaluate is the anchor, the same on all workers: the parameters hold it inside ``with
     opt.evaluating()``, and after each exchange. Call :meth:`sync` at the end of training, for steps after the last one.
@@ -240,7 +241,7 @@ class LocalSteps(torch.optim.Optimizer):
         """Whether they are, on all workers; found out first, so that no exchange remembers what was not used."""
         spoilt = not all(bool(d.isfinite().all()) for d in displacements)
         where = displacements[0].device if displacements else None
-        return not self.wire.sum(torch.tensor([float(spoilt)], device=where), "verdict").wait().item()
+        return not wait(self.wire.sum(torch.tensor([float(spoilt)], device=where), "verdict")).item()
 
     def _exchange(self, displacements: Sequence[Tensor]) -> list[Tensor]:
         """Displacements become their mean; returns that of the buffers."""
@@ -248,7 +249,7 @@ class LocalSteps(torch.optim.Optimizer):
         started = [self.exchange.mean(p, self.wire) for p in self._parcels(displacements, "displacements")]
         started += [AllReduce().mean(p, self.wire) for p in self._parcels(averages, "buffers")]
         for future in started:
-            future.wait()
+            wait(future)
         return averages
 
     def _keep(self, averages: Sequence[Tensor]) -> None:
@@ -288,7 +289,7 @@ class LocalSteps(torch.optim.Optimizer):
             if len(set(self.wire.objects(checksum(self.parameters)))) > 1:
                 for p in self.parameters:
                     sent = p.detach().clone() if self.wire.rank == 0 else torch.zeros_like(p)
-                    p.copy_(self.wire.sum(sent, "start").wait())
+                    p.copy_(wait(self.wire.sum(sent, "start")))
             self.anchor.move(self.parameters)  # which were received, or loaded since
         self._met = True
 
