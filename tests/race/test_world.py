@@ -24,7 +24,9 @@ from hasten.race.progress import Observer
 from hasten.race.run import Point, Run
 from hasten.race.task import Task
 from hasten.race.tasks import find_task
+from hasten.race.training import blaming
 from hasten.race.workers import part
+from hasten.wire import WorkerLost
 
 pytest.importorskip("sklearn", reason="the extra 'race' is not installed")
 
@@ -452,6 +454,20 @@ def test_torchs_powersgd_gets_one_bucket(group_of_one: None) -> None:
     attached = parse_hooks("powersgd")[0].way().attach(task, 1)
     trained(attached.task, attached.wrap, 4)
     assert communication(model.parameters()).total.calls == 4
+
+
+def test_a_lost_worker_is_not_a_mistake_in_the_task() -> None:
+    """DistributedDataParallel tells of both in a RuntimeError."""
+    source = find_task("digits")
+    with pytest.raises(WorkerLost), blaming(source, "training"):
+        raise RuntimeError(
+            "Got the following error when running the callback: WorkerLost: the exchange failed"
+        )
+    with (
+        pytest.raises(RaceError, match="task digits: training raised RuntimeError"),
+        blaming(source, "training"),
+    ):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
 def test_points_keep_their_bytes() -> None:

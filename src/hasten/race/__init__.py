@@ -5,7 +5,8 @@
     print(result.summary())
     result.report()
 
-or ``hasten race`` from a terminal. Needs the extra: ``pip install 'hasten[race]'``.
+or ``hasten race`` from a terminal. With ``world=2, hook="none,subspace(ratio=64)"`` two workers share every batch, over
+each of the ways to exchange gradients, and loss is reported against bytes sent. Needs the extra: ``pip install 'hasten[race]'``.
 """
 
 from hasten.race.contest import load, race, resume

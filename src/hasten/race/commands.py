@@ -33,6 +33,8 @@ app = typer.Typer(
 console = Console()
 WIDE = 112
 SPARED_WHERE_NARROW = frozenset({"over seeds", "time", "state B/param"})
+ROOM_FOR_BYTES = 50
+"""Columns of the terminal that bytes, and the longer names that come with them, take."""
 SPARED_FOR_BYTES = frozenset({"behind [95%]", "steps to target", "ms/step"})
 
 Optimizers = Annotated[
@@ -65,7 +67,7 @@ def race(
     ] = None,
     search: Annotated[str | None, typer.Option(help="How to choose those: random, optuna, grid.")] = None,
     target: Annotated[float | None, typer.Option(help="Evaluation whose crossing is timed.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads that torch may use.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that torch may use, in every worker.")] = None,
     hook: Annotated[
         str | None,
         typer.Option(
@@ -157,8 +159,10 @@ def ranking(result: Race) -> Table:
     """
     table = Table(box=None, pad_edge=False, header_style="dim")
     columns = summary_columns(result.plan)
-    spared = SPARED_WHERE_NARROW | (SPARED_FOR_BYTES if result.plan.world > 1 else frozenset())
-    shown = [c for c in columns if console.width >= WIDE or c not in spared]
+    room = console.width - (ROOM_FOR_BYTES if result.plan.world > 1 else 0)
+    spared = SPARED_WHERE_NARROW if room < WIDE else frozenset()
+    spared |= SPARED_FOR_BYTES if room < WIDE - ROOM_FOR_BYTES else frozenset()
+    shown = [c for c in columns if c not in spared]
     for column in shown:
         justify: JustifyMethod = "left" if column == "optimizer" else "right"
         # A long name may take two lines; a number must not lose its end.

@@ -64,7 +64,8 @@ def race(
         target: evaluation whose crossing is timed; the level that all reached where None.
         evaluations: points on every curve (fewer where they would eat up the budget); the task's
             choice where None.
-        threads: torch's number of threads; as it is where None.
+        threads: torch's number of threads, in every worker; where None as it is, or shared out among the workers that
+            are started.
         hook: how several workers exchange gradients, or parameters: one of `hasten.race.hooks.WAYS` or several,
             ``"none,subspace(ratio=64)"``; every optimizer races over every one. DistributedDataParallel's own
             all-reduce in float32 is ``"none"``, and taken where None.

@@ -95,7 +95,8 @@ def curves(race: Results) -> Figure:
         >>> curves.__name__
         'curves'
     """
-    figure, axes = _canvas(8.4, 4.8)
+    beside = race.plan.world > 1  # names are long then
+    figure, axes = _canvas(11.6 if beside else 8.4, 4.8)
     name, title = next(iter(axes_of(race).items()))
     for s in race.standings:
         xs = getattr(s.curve, name)
@@ -112,7 +113,10 @@ def curves(race: Results) -> Figure:
     axes.set_xlabel(title if not race.plan.bounds else f"{title}; dotted: the theory's bound")
     axes.set_ylabel(race.plan.unit)
     axes.set_title(race.verdict.headline, loc="left", fontweight="bold", fontsize=13)
-    axes.legend(loc="upper right" if not race.plan.log_scale else "lower left")
+    if beside:
+        figure.legend(loc="outside right upper")
+    else:
+        axes.legend(loc="upper right" if not race.plan.log_scale else "lower left")
     return figure
 
 
@@ -123,7 +127,7 @@ def bytes_sent(race: Results) -> Figure:
         >>> bytes_sent.__name__
         'bytes_sent'
     """
-    figure, axes = _canvas(8.4, 4.8)
+    figure, axes = _canvas(11.6, 4.8)
     for s in race.standings:
         _draw(race, axes, s, [sent / 1e6 if sent else math.nan for sent in s.curve.bytes])
     axes.set_xscale("log")
@@ -137,7 +141,7 @@ def bytes_sent(race: Results) -> Figure:
     axes.set_xlabel(BYTES_TITLE)
     axes.set_ylabel(race.plan.unit)
     axes.set_title(race.verdict.headline, loc="left", fontweight="bold", fontsize=13)
-    axes.legend(loc="best")
+    figure.legend(loc="outside right upper")
     return figure
 
 

@@ -143,6 +143,12 @@ def check_contenders(contenders: Sequence[Contender], sample: Task) -> None:
                 f"{contender.label}: each worker would estimate the smoothness from its own loss; race it over "
                 "subspace, where the estimates are averaged, or give smoothness="
             )
+        local = contender.hook is not None and contender.hook.name == "local"
+        if local and contender.options.get("on_nonfinite") == "raise":
+            raise RaceError(
+                f"{contender.label}: on_nonfinite='raise' would stop one worker while the others wait for it; "
+                "leave it out"
+            )
 
 
 def _parts_workers(contender: Contender) -> bool:

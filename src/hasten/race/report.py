@@ -70,7 +70,10 @@ def report_page(race: Results) -> str:
         )
     if race.plan.world > 1 and race.standings:
         figures.append(bytes_sent(race))
-        sections.append(_section("bytes", "Loss against bytes sent", _bytes_note(race), "plot-bytes"))
+        table = _bytes_table(race)
+        sections.append(
+            _section("bytes", "Loss against bytes sent", _bytes_note(race), "plot-bytes", table=table)
+        )
     if race.trials:
         figures.append(sensitivity(race))
         note = (
@@ -125,6 +128,7 @@ def _section(
     plot: str,
     switch: Iterable[tuple[str, str]] = (),
     size: str = "",
+    table: str = "",
 ) -> str:
     buttons = "".join(
         f'<button type="button" data-axis="{axis}" aria-pressed="{str(k == 0).lower()}">{text}</button>'
@@ -133,7 +137,7 @@ def _section(
     row = f'<div class="switch" data-figure="{plot}">{buttons}</div>' if buttons else ""
     return (
         f'<section id="{key}"><h2>{title}</h2><p class="note">{html.escape(note)}</p>{row}'
-        f'<div class="plot {size}" id="{plot}"></div></section>'
+        f'<div class="plot {size}" id="{plot}"></div>{table}</section>'
     )
 
 
@@ -196,7 +200,6 @@ def _standings_table(race: Results) -> str:
         ("", ""), ("optimizer", "name"), ("final", ""), ("seeds", "strip"), ("behind [95%]", ""),
         ("oracle calls to target" if race.plan.counted else "steps to target", ""),
         ("seconds to target", ""), ("peak lr", ""),
-        *((head, "") for head in (BYTES_COLUMNS if race.plan.world > 1 else ())),
     ]  # fmt: skip
     rows = []
     scale = _strip_scale(race)
@@ -211,9 +214,17 @@ def _standings_table(race: Results) -> str:
             (_maybe(s.calls_to_target if race.plan.counted else s.steps_to_target, ".0f"), ""),
             (_maybe(s.seconds_to_target, ".3g"), ""),
             (f"{s.lr:.3g}", ""),
-            *((cell, "") for cell in bytes_cells(s)),
         ]
         rows.append(_row("td", cells, "first" if place == 1 else ""))
+    return _table(heads, rows)
+
+
+def _bytes_table(race: Results) -> str:
+    heads = [("optimizer", "name"), *((head, "") for head in BYTES_COLUMNS), ("final", "")]
+    rows = []
+    for s in sorted(race.standings, key=lambda s: s.bytes or 0.0):
+        cells = [(cell, "") for cell in (*bytes_cells(s), number(s.median))]
+        rows.append(_row("td", [(_name(race, s.label), "name"), *cells]))
     return _table(heads, rows)
 
 

@@ -29,11 +29,12 @@ class Task:
     Args:
         model: holds the parameters to train.
         loss: training loss of one batch; deterministic given model and batch (an optimizer may
-            ask for it twice).
+            ask for it twice). The mean over the examples, if several workers are to share batches.
         evaluate: the number to be made small, measured on data held out from training. It runs
             without gradients, with ``model.eval()`` and at the optimizer's evaluation point.
         sample: draws a batch from the generator it is handed; every optimizer is handed the same
-            generator, so all of them see the same batches in the same order.
+            generator, so all of them see the same batches in the same order. Several workers share
+            a batch along the first dimension of its tensors.
         samples_per_step: how many examples a batch holds, for the "samples" axis.
         unit: what the evaluation is measured in, for the figures.
         log_scale: whether the evaluation spans decades.
