@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import hasten
 from hasten.distributed import ErrorFeedback, LocalSteps, Subspace, TopK
 from hasten.sketches import BalancedCountSketch
+from hasten.wire import communication
 
 
 def run(rank: int, world: int, inner: str, outer: str | None, every: int, steps: int, exchange: Any) -> Any:
@@ -130,6 +131,32 @@ def each_alone(rank: int, world: int, inner: str, every: int, steps: int) -> lis
 @pytest.mark.parametrize("inner", INNERS)
 def test_a_single_worker_with_plain_steps_outside_is_the_inner_optimizer(pair, inner: str) -> None:
     close(pair.run(each_alone, inner, 3, 12)[0], alone(inner, 12))
+
+
+def packed(rank: int, world: int, entries: int, exchange: Any) -> tuple[list[Tensor], int]:
+    from hasten.distributed import local_steps
+
+    before, local_steps.PARCEL = local_steps.PARCEL, entries
+    try:
+        params = [*start(), nn.Parameter(torch.linspace(-1, 1, 24).view(4, 6))]  # float32 among float64
+        opt = LocalSteps(hasten.AdamW(params, lr=0.05), every=2, exchange=exchange)
+        for step in range(6):
+            for p in params:
+                p.grad = slope(p.detach(), rank, step).to(p.dtype)
+            opt.step()
+    finally:
+        local_steps.PARCEL = before
+    assert communication(params) == opt.communication == opt.inner.communication
+    return [p.detach().clone() for p in params], opt.communication.parts["displacements"].calls
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_how_parameters_are_packed_makes_no_difference(pair, compressed: bool) -> None:
+    exchange = Subspace(BalancedCountSketch(ratio=4)) if compressed else None
+    whole, calls = pair.run(packed, 10**6, exchange)[0]
+    apart, more_calls = pair.run(packed, 20, exchange)[0]
+    assert (calls, more_calls) == (3 * 2, 3 * 3)
+    assert all(torch.equal(a, b) for a, b in zip(whole, apart, strict=True))
 
 
 def test_the_outer_optimizer_follows_the_exchange(pair) -> None:
