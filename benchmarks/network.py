@@ -289,7 +289,7 @@ def page(rows: Sequence[dict[str, Any]], way: str, latency: float) -> str:
             f"{said}; latency {latency:g} s. Seconds are those of the slowest worker, over gloo, median (least–most) "
             "of the rounds. The formula is `calls · latency + 8 · bytes / bandwidth`, of the bytes that "
             "`hasten.wire.Wire` counts. Packet headers, 66 bytes to every 1448, add 4.6 %, which is what a single "
-            "transfer one way shows; in an all-reduce the receipts for what comes in share the link with what goes out.",
+            "transfer one way shows; in an all-reduce the receipts for what comes in share the link with the rest.",
             "",
             Table("Transfers", columns, cells).markdown(),
             "",

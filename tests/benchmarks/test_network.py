@@ -16,7 +16,6 @@ from benchmarks import network, switch
 from benchmarks.network import Throttle, run, throttled, transfer_seconds
 from hasten.wire import Wire
 
-
 SOCKETS = """
 import os, socket, sys, time
 rank, there = int(os.environ["RANK"]), (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
