@@ -163,7 +163,7 @@ def test_torchrun_starts_the_same(tmp_path: Path) -> None:
         "--task", "digits", "--optimizers", "AdamW,SubspaceNesterov", "--hook", "subspace", "--seeds", "1",
         "--budget", "12s", "--tune", "1", "--out", str(folder),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report:") == 1
     assert "hasten:" not in done.stderr
@@ -191,7 +191,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def await_runs(process: subprocess.Popen[str], folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while len(list(folder.glob("runs/*.jsonl"))) < count:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
@@ -228,7 +228,7 @@ def test_a_worker_dies_then_a_person_stops_it_then_it_is_as_if_nothing_had_happe
     workers = workers_of(process)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == LOST
     assert errors == f"hasten: worker 1 of 2 died (killed by SIGKILL); {line}\n"
     assert all(gone(pid) for pid in workers)
@@ -243,7 +243,7 @@ def test_a_worker_dies_then_a_person_stops_it_then_it_is_as_if_nothing_had_happe
     await_runs(process, folder, len(first.runs) + 1)
     workers = workers_of(process)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (INTERRUPTED, "")
     assert line in output
     assert all(gone(pid) for pid in workers)

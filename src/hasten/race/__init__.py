@@ -6,7 +6,8 @@
     result.report()
 
 or ``hasten race`` from a terminal. With ``world=2, hook="none,subspace(ratio=64)"`` two workers share every batch, over
-each of the ways to exchange gradients, and loss is reported against bytes sent. Needs the extra: ``pip install 'hasten[race]'``.
+each of these ways to exchange gradients, and loss is drawn against bytes sent. Needs the extra:
+``pip install 'hasten[race]'``.
 """
 
 from hasten.race.contest import load, race, resume
