@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 
 class WorkerLost(RuntimeError):
-    """A collective failed: another worker died, hung past the group's timeout, or left."""
+    """A collective failed: another worker died, hung past the group's timeout, or left.
+
+    What fails within ``backward`` reaches the caller through torch's engine, as a RuntimeError with this in its text.
+    """
 
 
 @dataclass
