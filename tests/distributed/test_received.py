@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 import hasten
 from hasten.distributed import SubspaceHook
-from hasten.sketches import BalancedCountSketch, PerLayer
+from hasten.sketches import BalancedCountSketch, PerLayer, RandomLowRank
 
 STEPS = 8
 SKETCH = BalancedCountSketch(ratio=8)
@@ -223,11 +223,14 @@ def test_the_curvature_is_that_of_the_mean_loss(pair) -> None:
     assert numbers["curvature"] == pytest.approx(q, rel=1e-8)
 
 
-def accumulated(rank: int, world: int) -> list[Tensor]:
+LOW_RANK = RandomLowRank(rank=2)
+
+
+def accumulated(rank: int, world: int, sketch: Any) -> list[Tensor]:
     """Three batches to a step, the first two under no_sync."""
     x, y = (t.chunk(world)[rank] for t in data(world))
     model = DDP(network(), bucket_cap_mb=0.01)
-    hook = SubspaceHook(SKETCH, seed=3).register(model)
+    hook = SubspaceHook(sketch, seed=3).register(model)
     opt = hasten.SubspaceNesterov(model, oracle=hook.oracle, smoothness=60.0)
     for _ in range(STEPS):
         opt.zero_grad()
@@ -239,10 +242,11 @@ def accumulated(rank: int, world: int) -> list[Tensor]:
     return [p.detach() for p in model.parameters()]
 
 
-def test_accumulated_gradients_arrive_as_one(pair) -> None:
-    found = pair.run(accumulated)
+@pytest.mark.parametrize("sketch", [SKETCH, LOW_RANK], ids=["balanced", "low rank"])
+def test_accumulated_gradients_arrive_as_one(pair, sketch: Any) -> None:
+    found = pair.run(accumulated, sketch)
     net = network()
-    opt = hasten.SubspaceNesterov(net, sketch=PerLayer(SKETCH), seed=3, smoothness=60.0)
+    opt = hasten.SubspaceNesterov(net, sketch=PerLayer(sketch), seed=3, smoothness=60.0)
     x, y = data(2)
     for _ in range(STEPS):
         opt.step(lambda: sum(((net(x * (k + 1)) - y) ** 2).mean() for k in range(3)))

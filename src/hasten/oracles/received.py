@@ -111,7 +111,7 @@ class Received(Sketched):
         number = math.nan if value is None else float(value)
         if self.shared_loss:
             number = self.network.mean(number, "loss")
-        return Lesson(found.loss, number, coordinates, evaluations=1, drawn=blocks)
+        return Lesson(found.loss, number, coordinates, evaluations=1, drawn=blocks, lifted=known)
 
     def _arrived(self, optimizer: Any, variables: Mapping[Tensor, Tensor]) -> dict[Tensor, Arrival]:
         assert self.network is not None

@@ -66,7 +66,7 @@ class Lesson:
     """What was learnt of the closure's loss h, before weight decay: h(y) and s by block.
 
     `loss` is the loss as ``step`` returns it, `value` the same as a number, `evaluations` how often the closure ran.
-    `drawn` are the blocks, where they are others than the oracle was given.
+    `drawn` are the blocks, where they are others than the oracle was given; `lifted` is P s, where it is known already.
     """
 
     loss: Any
@@ -74,6 +74,7 @@ class Lesson:
     coordinates: Sequence[Tensor | None]
     evaluations: int
     drawn: list[DrawnBlock] | None = None
+    lifted: dict[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class SubspaceOracle(Oracle, abc.ABC):
                 learnt.append((block, s))
 
             def lifted() -> dict[Tensor, Tensor]:
+                if lesson.lifted is not None and not any(decay.values()):
+                    return lesson.lifted
                 return {p: g for block, s in learnt for p, g in block.lift(s).items()}
 
             numbers = {
