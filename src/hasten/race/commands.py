@@ -72,8 +72,8 @@ def race(
         str | None,
         typer.Option(
             help="How several workers exchange: none (all-reduce in float32), bf16, subspace(ratio=64), "
-            "lowrank(rank=2), topk(ratio=100), dct(rank=4), local(every=32), powersgd(rank=1), or several of them; "
-            "every optimizer races over each (default none)."
+            "lowrank(rank=2), topk(ratio=100), dct(rank=4), sign, local(every=32), powersgd(rank=1), or several "
+            "of them; every optimizer races over each (default none)."
         ),
     ] = None,
     world: Annotated[

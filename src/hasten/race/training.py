@@ -17,10 +17,10 @@ from torch import Tensor
 
 from hasten.race.entrants import Contender, evaluating
 from hasten.race.errors import RaceError, one_line
-from hasten.race.hooks import Attached
 from hasten.race.run import DIVERGED, FINISHED, Point, Run
 from hasten.race.task import Task, derive_seed
 from hasten.race.tasks import TaskSource
+from hasten.race.ways import Attached
 from hasten.race.workers import ALONE, Workers, lost
 from hasten.wire import WorkerLost
 
