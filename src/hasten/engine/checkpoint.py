@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hasten.checks import nearest
+from hasten.engine.parameters import ParameterGroups
 from hasten.sharding import placed
-
-if TYPE_CHECKING:
-    from hasten.engine.optimizer import Optimizer
 
 _TORCH_ONLY = frozenset(
     {
@@ -29,7 +27,7 @@ _TORCH_ONLY = frozenset(
 """Entries of torch's parameter groups that say how, not what; ignored when a torch optimizer's state is loaded."""
 
 
-def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+def restore(optimizer: ParameterGroups, state_dict: dict[str, Any]) -> None:
     """Load a state dict; raises ValueError before anything is changed if it does not fit."""
     state_dict = dict(state_dict)
     for pre_hook in list(optimizer._optimizer_load_state_dict_pre_hooks.values()):
@@ -61,7 +59,7 @@ def restore(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         post_hook(optimizer)
 
 
-def _checked_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+def _checked_groups(optimizer: ParameterGroups, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
     """The entries to store in each group."""
     for key in ("state", "param_groups"):
         if key not in state_dict:
@@ -95,7 +93,7 @@ def _checked_groups(optimizer: Optimizer, state_dict: dict[str, Any]) -> list[di
     return found
 
 
-def _check_state(optimizer: Optimizer, p: Tensor, saved: dict[str, Any]) -> None:
+def _check_state(optimizer: ParameterGroups, p: Tensor, saved: dict[str, Any]) -> None:
     """Raise ValueError unless the saved tensors are those the optimizer keeps for this parameter."""
     if not saved:
         return

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from hasten.engine.composition import Composition, Place
+from hasten.engine.parameters import ParameterGroups
 from hasten.schedules import Schedule
-
-if TYPE_CHECKING:
-    from hasten.engine.optimizer import Optimizer
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Description:
         return "\n".join([*lines, *(f"  {line}" for line in self.overrides)])
 
 
-def describe(optimizer: Optimizer) -> Description:
+def describe(optimizer: ParameterGroups) -> Description:
     """The sentence of an optimizer: its parts with their values and formulas, its state and its source.
 
     Example:
@@ -89,7 +87,7 @@ def describe(optimizer: Optimizer) -> Description:
     )
 
 
-def _overrides(optimizer: Optimizer) -> Iterator[str]:
+def _overrides(optimizer: ParameterGroups) -> Iterator[str]:
     first, *others = optimizer.param_groups
     for number, group in enumerate(others, start=1):
         places = [

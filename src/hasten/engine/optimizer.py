@@ -5,39 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hasten.checks import check_value, nearest
 from hasten.engine.checkpoint import restore
-from hasten.engine.composition import Composition, Place, Sentence
+from hasten.engine.composition import Sentence
 from hasten.engine.description import describe
 from hasten.engine.options import read_options
+from hasten.engine.parameters import ParameterGroups
 from hasten.engine.plan import Plan
-from hasten.engine.scheduling import place_of, scheduled
+from hasten.engine.scheduling import scheduled
 from hasten.engine.stepping import run_step
 from hasten.engine.traced import refuse_tracing, traced_step
 from hasten.engine.two_points import switch, watch
 from hasten.iterates.plain import Plain
 from hasten.oracles.backpropagation import Backpropagation
-from hasten.schedules import Schedule
-from hasten.sharding import is_distributed
 from hasten.transforms.step import WeightDecay
 from hasten.wire import Communication, communication
-from hasten.words import Hyper, Iterate, Oracle, Transform, Value
+from hasten.words import Iterate, Oracle, Transform, Value
 
 _ARTICLES = {Iterate: "an iterate", Oracle: "an oracle", Transform: "a transform"}
-_BOOKKEEPING = frozenset({"params", "param_names", "step", "skipped_steps", "train_mode", "schedules"})
-_SCHEDULER_KEYS = frozenset(
-    {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "name"}
-)
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(ParameterGroups):
     """Any composition of parts: oracle → transforms → iterate.
 
     Args:
@@ -71,9 +64,6 @@ class Optimizer(torch.optim.Optimizer):
         Backpropagation → Accumulation → Sign → WeightDecay → ScheduleFree
     """
 
-    source: ClassVar[str] = ""
-    """The paper."""
-
     def __init__(
         self,
         params: Any,
@@ -85,40 +75,13 @@ class Optimizer(torch.optim.Optimizer):
         vectors: Sentence | None = None,
         **engine_options: Any,
     ) -> None:
-        self.name = type(self).__name__
         signature = inspect.signature(type(self).__init__).parameters.values()
         named = {p.name for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         options = read_options(self.name, engine_options, named - {"self", "params"})
-        self.maximize: bool = options["maximize"]
-        self.engine: str = options["engine"]
-        self.on_nonfinite: str = options["on_nonfinite"]
-        self.stochastic_rounding: bool = options["stochastic_rounding"]
-        self.state_dtype: torch.dtype | None = options["state_dtype"]
-        self.seed: int = options["seed"]
-        self.sentence = self._sentence(transforms, iterate, oracle, lr, weight_decay)
-        sentences = [self.sentence] if vectors is None else [self.sentence, vectors]
-        self.compositions = [Composition(sentence, self.maximize) for sentence in sentences]
-        self.has_evaluation_point = any(s.iterate.two_points for s in sentences)
-        self.places: dict[str, Place] = {}
-        self.hypers: dict[str, Hyper] = {}
-        defaults: dict[str, Any] = {}
-        for composition in self.compositions:
-            self.places.update(composition.places)
-            self.hypers = {**composition.hypers, **self.hypers}
-            defaults.update(composition.group_defaults())
-        self.functions: dict[tuple[int, str], Callable[[int], float]] = {}
-        self._warned: set[str] = set()
-        self.parameter_count = 0
-        self.module = params if isinstance(params, nn.Module) else None
-        """The module whose parameters these are, where it was given."""
+        sentence = self._sentence(transforms, iterate, oracle, lr, weight_decay)
+        sentences = [sentence] if vectors is None else [sentence, vectors]
+        super().__init__(params if isinstance(params, nn.Module) else listed(params), sentences, options)
         self.plan: Plan | None = None
-        self.written: dict[tuple[int, str], Any] = {}
-        """What was last stored for each scheduled hyperparameter, by identity of its group and its place."""
-        for name, place in self.places.items():
-            self.check(name, place.read(defaults))
-        for composition in self.compositions:
-            composition.prepare()
-        super().__init__(listed(params) if self.module is None else self.module.named_parameters(), defaults)
         if self.module is not None and self.has_evaluation_point:
             watch(self.module, self)
 
@@ -150,135 +113,14 @@ class Optimizer(torch.optim.Optimizer):
             transforms = (*transforms, WeightDecay(0.0 if weight_decay is None else weight_decay))
         return Sentence(oracle, transforms, iterate)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, which may override any hyperparameter.
-
-        Raises:
-            ValueError: an unknown key (with the nearest known one) or a value out of range; nothing is changed.
-        """
-        if not isinstance(param_group, dict):
-            raise TypeError(
-                f"{self.name}: a parameter group must be a dict, not {type(param_group).__name__}"
-            )
-        known = {place.key for place in self.places.values()}
-        for key in param_group:
-            if not self.accepts_group_key(key):
-                raise ValueError(
-                    f"{self.name}: a parameter group has the unknown key {key!r}{nearest(key, known)}"
-                )
-        entries = {key: param_group.get(key, self.defaults[key]) for key in known}
-        self.check_group(entries)
-        schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
-        functions: dict[str, Callable[[int], float]] = {}
-        for place in self.places.values():
-            value = place.read(entries)
-            if callable(value):
-                schedules[str(place)] = (
-                    value.plain() if isinstance(value, Schedule) else {"schedule": "function"}
-                )
-                if not isinstance(value, Schedule):
-                    functions[str(place)] = value
-                place.write(entries, float(value(0)))
-        group = {**param_group, **entries}
-        for key, value in self._bookkeeping().items():
-            group.setdefault(key, value)
-        group["schedules"] = schedules
-        super().add_param_group(group)
-        made = self.param_groups[-1]
-        self.written.update({(id(made), text): place_of(self, text).read(made) for text in schedules})
-        index = len(self.param_groups) - 1
-        self.functions.update({(index, place): function for place, function in functions.items()})
-        for p in self.param_groups[-1]["params"]:
-            self.parameter_count += p.numel()
-            if p.requires_grad:
-                self.initialise(p)
-
-    def _bookkeeping(self) -> dict[str, Any]:
-        counters = {c.name: c.start for composition in self.compositions for c in composition.group_counters}
-        mode = {"train_mode": True} if self.has_evaluation_point else {}
-        return {"step": 0, "skipped_steps": 0, **mode, **counters}
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ValueError unless a value is in the range of the hyperparameter of this name."""
-        check_value(self.name, self.places[name], value(0) if callable(value) else value, self.hypers[name])
-
-    def initialise(self, p: Tensor) -> None:
-        """Make the complete state of a parameter, as it is before its first step."""
-        state = self.state[p]
-        state["step"] = torch.zeros((), dtype=torch.float64)
-        composition, shapes = self.composition_of(p), self.state_shapes(p)
-        for counter in composition.counters:
-            state[counter.name] = torch.tensor(counter.start, dtype=torch.float64)
-        for slot in composition.slots:
-            dtype = self._buffer_dtype(p, slot.buffer.exact)
-            start = 0.0 if slot.buffer.start == "param" else slot.buffer.start
-            if slot.buffer.shape is None and is_distributed(p):  # divided like its parameter
-                state[slot.name] = torch.full_like(p.detach(), start, dtype=dtype)
-            else:
-                state[slot.name] = torch.full(shapes[slot.name], start, dtype=dtype, device=p.device)
-            if slot.buffer.start == "param":
-                state[slot.name].copy_(p.detach())
-
-    def _buffer_dtype(self, p: Tensor, exact: bool) -> torch.dtype:
-        if p.dtype in (torch.float64, torch.complex64, torch.complex128):
-            return p.dtype
-        return torch.float32 if exact or self.state_dtype is None else self.state_dtype
-
-    # -- reading ------------------------------------------------------------------------------------------------------
-
-    def composition_of(self, p: Tensor) -> Composition:
-        """The composition that moves a parameter."""
-        return self.compositions[1 if len(self.compositions) > 1 and p.dim() < 2 else 0]
-
-    def name_of(self, p: Tensor) -> str:
-        """A parameter as a user would call it."""
-        for g, group in enumerate(self.param_groups):
-            for i, q in enumerate(group["params"]):
-                if q is p:
-                    names = group.get("param_names")
-                    return (
-                        f"parameter {names[i]!r}"
-                        if names
-                        else f"parameter {i} of group {g}, shape {tuple(p.shape)},"
-                    )
-        return f"a parameter of shape {tuple(p.shape)}"
-
-    @property
-    def skipped_steps(self) -> int:
-        """How many steps were skipped because a gradient was not finite."""
-        return max((int(group["skipped_steps"]) for group in self.param_groups), default=0)
-
     @property
     def communication(self) -> Communication:
         """What this worker sent and received for these parameters, by part; prints as a table."""
         return communication(p for group in self.param_groups for p in group["params"])
 
-    def check_group(self, entries: dict[str, Any]) -> None:
-        """Raise ValueError unless every hyperparameter of a group is in its range."""
-        for place in self.places.values():
-            if place.index is not None:
-                family = sum(p.key == place.key for p in self.places.values())
-                _check_tuple(self.name, place.key, entries[place.key], family)
-        for name, place in self.places.items():
-            self.check(name, place.read(entries))
-
-    def accepts_group_key(self, key: str) -> bool:
-        """Whether a parameter group may hold this key."""
-        return (
-            key in _BOOKKEEPING or key in _SCHEDULER_KEYS or any(key == p.key for p in self.places.values())
-        )
-
     def scheduled(self, group: dict[str, Any]) -> dict[str, Any]:
         """A parameter group with every scheduled hyperparameter at its value for the coming step."""
         return scheduled(self, group)
-
-    def state_shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of the tensors kept for a parameter."""
-        composition = self.composition_of(p)
-        shapes: dict[str, tuple[int, ...]] = {"step": (), **{c.name: () for c in composition.counters}}
-        for slot in composition.slots:
-            shapes[slot.name] = tuple(p.shape if slot.buffer.shape is None else slot.buffer.shape(p.shape))
-        return shapes
 
     # -- stepping -----------------------------------------------------------------------------------------------------
 
@@ -308,15 +150,10 @@ class Optimizer(torch.optim.Optimizer):
             traced_step(self)
             return loss
         observation = self.sentence.oracle.observe(self, closure)
-        run_step(self, observation)
+        self.plan = run_step(self, observation, self.plan)
         return observation.loss
 
     # -- two points ---------------------------------------------------------------------------------------------------
-
-    @property
-    def training(self) -> bool:
-        """Whether the parameters hold the training point."""
-        return all(group.get("train_mode", True) for group in self.param_groups)
 
     def train(self) -> None:
         """Put the training point into the parameters (nothing happens if they hold it, or if there is only one)."""
@@ -351,12 +188,6 @@ class Optimizer(torch.optim.Optimizer):
     def _to(self, training: bool) -> None:
         if self.has_evaluation_point and self.training != training:
             switch(self, training)
-
-    def warn_once(self, topic: str, message: str) -> None:
-        """A warning that is given once per optimizer."""
-        if topic not in self._warned:
-            self._warned.add(topic)
-            warnings.warn(message, UserWarning, stacklevel=3)
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -399,11 +230,6 @@ class Optimizer(torch.optim.Optimizer):
             "module": None,
             "written": {},
         }
-
-
-def _check_tuple(owner: str, key: str, value: Any, length: int) -> None:
-    if not isinstance(value, tuple | list) or len(value) != length:
-        raise ValueError(f"{owner}: {key} = {value!r} is not allowed; it must be {length} numbers")
 
 
 def listed(params: Any) -> Any:

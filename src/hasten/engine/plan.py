@@ -10,21 +10,19 @@ import operator
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hasten.engine.composition import Composition
 from hasten.engine.formula import Pass
+from hasten.engine.parameters import ParameterGroups
 from hasten.engine.sharded import Sharding
 from hasten.engine.whole import Whole
 from hasten.numbers import Names
 from hasten.sharding import Division, is_distributed, local
 from hasten.wire import Wire
-
-if TYPE_CHECKING:
-    from hasten.engine.optimizer import Optimizer
 
 _version = operator.attrgetter("_version")
 
@@ -93,7 +91,7 @@ def flat(t: Tensor) -> Tensor:
 class Plan:
     """The buckets of the parameters that have a gradient, and how to tell that they still hold."""
 
-    def __init__(self, optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> None:
+    def __init__(self, optimizer: ParameterGroups, params: list[Tensor], grads: list[Tensor | None]) -> None:
         for p, g in zip(params, grads, strict=True):
             if g is not None:
                 _refuse(optimizer, p, g)
@@ -125,7 +123,7 @@ class Plan:
         """Take note that the counters in the state are those of the buckets."""
         self._versions = list(map(_version, self._counters))
 
-    def fits(self, optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None]) -> bool:
+    def fits(self, optimizer: ParameterGroups, params: list[Tensor], grads: list[Tensor | None]) -> bool:
         """Whether nothing was replaced, moved, or counted by someone else."""
         return (
             _identical(self._params, params)
@@ -147,7 +145,7 @@ def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def _everything(optimizer: Optimizer) -> Iterable[Tensor]:
+def _everything(optimizer: ParameterGroups) -> Iterable[Tensor]:
     return chain.from_iterable(map(dict.values, optimizer.state.values()))
 
 
@@ -155,7 +153,7 @@ def _kinds(grads: list[Tensor | None]) -> list[Any]:
     return [g if g is None else (g.dtype, g.layout) for g in grads]
 
 
-def _refuse(optimizer: Optimizer, p: Tensor, g: Tensor) -> None:
+def _refuse(optimizer: ParameterGroups, p: Tensor, g: Tensor) -> None:
     """Raise RuntimeError if the gradient is of a kind that is not supported."""
     if g.layout is not torch.strided:
         raise RuntimeError(
@@ -171,7 +169,7 @@ def _refuse(optimizer: Optimizer, p: Tensor, g: Tensor) -> None:
 
 
 def _buckets(
-    optimizer: Optimizer, params: list[Tensor], grads: list[Tensor | None], sharding: Sharding | None
+    optimizer: ParameterGroups, params: list[Tensor], grads: list[Tensor | None], sharding: Sharding | None
 ) -> list[Bucket]:
     found: dict[Any, Bucket] = {}
     ordinal = -1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hasten.engine.composition import Place
+from hasten.engine.parameters import ParameterGroups
 from hasten.numbers import Names
 from hasten.schedules import Schedule
 
-if TYPE_CHECKING:
-    from hasten.engine.optimizer import Optimizer
-
 
 def scheduled(
-    optimizer: Optimizer, group: dict[str, Any], number: Callable[[Any], Any] = float, back: int = 0
+    optimizer: ParameterGroups, group: dict[str, Any], number: Callable[[Any], Any] = float, back: int = 0
 ) -> dict[str, Any]:
     """The group with every scheduled hyperparameter at its value for the coming step (or `back` steps before)."""
     if not group["schedules"]:
@@ -22,7 +19,7 @@ def scheduled(
     index = next(i for i, g in enumerate(optimizer.param_groups) if g is group)
     entries, t = dict(group), max(group["step"] - back, 0)
     for text, data in group["schedules"].items():
-        place = place_of(optimizer, text)
+        place = optimizer.place_of(text)
         if data["schedule"] != "function":
             place.write(entries, Schedule.from_plain(data)(number(t)))
         elif (index, text) in optimizer.functions:
@@ -35,17 +32,14 @@ def scheduled(
     return entries
 
 
-def place_of(optimizer: Optimizer, text: str) -> Place:
-    """The place whose name is written in a group's entry ``schedules``."""
-    return next(place for place in optimizer.places.values() if str(place) == text)
-
-
-def resolve(optimizer: Optimizer, group: dict[str, Any]) -> tuple[dict[str, Any], dict[int, list[Names]]]:
+def resolve(
+    optimizer: ParameterGroups, group: dict[str, Any]
+) -> tuple[dict[str, Any], dict[int, list[Names]]]:
     """A group's hyperparameters at the coming step, checked: entries to store, and values by part."""
     entries = scheduled(optimizer, group)
     stored = {}
     for text in group["schedules"]:
-        place = place_of(optimizer, text)
+        place = optimizer.place_of(text)
         value = place.read(group)
         if value != optimizer.written.get((id(group), text), value):
             raise RuntimeError(
@@ -57,8 +51,8 @@ def resolve(optimizer: Optimizer, group: dict[str, Any]) -> tuple[dict[str, Any]
     return stored, {id(c): c.values(entries, float) for c in optimizer.compositions}
 
 
-def store(optimizer: Optimizer, group: dict[str, Any], stored: dict[str, Any]) -> None:
+def store(optimizer: ParameterGroups, group: dict[str, Any], stored: dict[str, Any]) -> None:
     """Show the scheduled values of this step in the group, and remember them to notice a second scheduler."""
     group.update(stored)
     for text in group["schedules"]:
-        optimizer.written[id(group), text] = place_of(optimizer, text).read(group)
+        optimizer.written[id(group), text] = optimizer.place_of(text).read(group)

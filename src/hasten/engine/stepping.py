@@ -7,13 +7,14 @@ tensor is changed.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hasten.engine.formula import Formula, Layout, Pass
 from hasten.engine.matrix import matrix_pass
+from hasten.engine.parameters import ParameterGroups
 from hasten.engine.plan import Bucket, Plan, flat
 from hasten.engine.scheduling import resolve, store
 from hasten.engine.sharded import Sharding
@@ -22,9 +23,6 @@ from hasten.sharding import aligned
 from hasten.shared_object import NoCompiler
 from hasten.wire import Wire
 from hasten.words import Observation
-
-if TYPE_CHECKING:
-    from hasten.engine.optimizer import Optimizer
 
 COMPILE_FROM = {"cpu": 2**12, "elsewhere": 2**17}
 """Number of parameters from which engine="auto" compiles: a C loop takes 0.2 s once, a kernel elsewhere seconds."""
@@ -37,14 +35,13 @@ class NonFiniteGradient(FloatingPointError):
     """A gradient holds NaN or infinity, and the optimizer was told to raise."""
 
 
-def run_step(optimizer: Optimizer, observation: Observation) -> None:
-    """Move every parameter that has a gradient by one step."""
+def run_step(optimizer: ParameterGroups, observation: Observation, plan: Plan | None) -> Plan:
+    """Move every parameter that has a gradient by one step; returns the plan, if it still fits the one given."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     known = observation.gradients
     grads = [p.grad for p in params] if known is None else [known.get(p) for p in params]
-    plan = optimizer.plan
     if plan is None or not plan.fits(optimizer, params, grads):
-        plan = optimizer.plan = Plan(optimizer, params, grads)
+        plan = Plan(optimizer, params, grads)
     extras: Extras = {"grad": dict(zip(params, grads, strict=True)), **observation.extras}
     delivered = observation.numbers
     if plan.sharding is not None:
@@ -53,7 +50,7 @@ def run_step(optimizer: Optimizer, observation: Observation) -> None:
     if not _finite(optimizer, extras["grad"], plan.sharding):
         for group in optimizer.param_groups:
             group["skipped_steps"] += 1
-        return
+        return plan
     hypers = [resolve(optimizer, group) for group in optimizer.param_groups]
     buckets = plan.buckets
     for bucket in buckets:
@@ -76,9 +73,10 @@ def run_step(optimizer: Optimizer, observation: Observation) -> None:
     for group, (values, _) in zip(optimizer.param_groups, hypers, strict=True):
         store(optimizer, group, values)
         group["step"] += 1
+    return plan
 
 
-def _aligned(optimizer: Optimizer, tensors: dict[Tensor, Any]) -> dict[Tensor, Any]:
+def _aligned(optimizer: ParameterGroups, tensors: dict[Tensor, Any]) -> dict[Tensor, Any]:
     """This worker's parts of gradients, placed as their parameters are."""
     return {
         p: g if g is None else aligned(g, p, lambda p: f"{optimizer.name}: {optimizer.name_of(p)}")
@@ -86,7 +84,9 @@ def _aligned(optimizer: Optimizer, tensors: dict[Tensor, Any]) -> dict[Tensor, A
     }
 
 
-def _finite(optimizer: Optimizer, grads: dict[Tensor, Tensor | None], sharding: Sharding | None) -> bool:
+def _finite(
+    optimizer: ParameterGroups, grads: dict[Tensor, Tensor | None], sharding: Sharding | None
+) -> bool:
     if optimizer.on_nonfinite == "propagate":
         return True
     flags = [g is not None and not _is_finite(g) for g in grads.values()]
@@ -135,7 +135,7 @@ def _measured(bucket: Bucket, i: int, sums: Names) -> dict[str, float]:
 
 
 def _measure_all(
-    optimizer: Optimizer,
+    optimizer: ParameterGroups,
     buckets: list[Bucket],
     extras: Extras,
     delivered: dict[str, float],
@@ -170,7 +170,9 @@ def _add(totals: dict[str, float], rows: list[list[float]]) -> None:
             totals[name] += value
 
 
-def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: Extras, sharding: Sharding | None) -> None:
+def _run_one_by_one(
+    optimizer: ParameterGroups, bucket: Bucket, extras: Extras, sharding: Sharding | None
+) -> None:
     """Parts that measure a tensor give every tensor its own numbers."""
     if bucket.wire is not None:
         assert sharding is not None
@@ -184,7 +186,7 @@ def _run_one_by_one(optimizer: Optimizer, bucket: Bucket, extras: Extras, shardi
         _run(optimizer, bucket, member, None, numbers, extras)
 
 
-def _run_together(optimizer: Optimizer, bucket: Bucket, extras: Extras, sharding: Sharding) -> None:
+def _run_together(optimizer: ParameterGroups, bucket: Bucket, extras: Extras, sharding: Sharding) -> None:
     """The same for divided tensors: the sums of all of them travel at once."""
     assert bucket.wire is not None
     numbers = [dict(bucket.numbers) for _ in bucket.params]
@@ -196,7 +198,11 @@ def _run_together(optimizer: Optimizer, bucket: Bucket, extras: Extras, sharding
 
 
 def _run_each(
-    optimizer: Optimizer, bucket: Bucket, stop: int | None, numbers: list[dict[str, float]], extras: Extras
+    optimizer: ParameterGroups,
+    bucket: Bucket,
+    stop: int | None,
+    numbers: list[dict[str, float]],
+    extras: Extras,
 ) -> list[list[float]]:
     """Run one pass over all of a bucket's parameters, each with its own numbers."""
     if bucket.whole is not None:
@@ -216,7 +222,7 @@ def _measured_tensor(bucket: Bucket, i: int, row: list[float]) -> dict[str, floa
     return _measured(bucket, i, Names(**dict(zip(bucket.composition.sum_names(i), row, strict=True))))
 
 
-def _pass(optimizer: Optimizer, bucket: Bucket, stop: int | None, extras: Extras) -> Pass:
+def _pass(optimizer: ParameterGroups, bucket: Bucket, stop: int | None, extras: Extras) -> Pass:
     formula = bucket.composition.stage(stop)
     if bucket.composition.grain == "matrix":
         return matrix_pass(formula)
@@ -230,7 +236,7 @@ def _pass(optimizer: Optimizer, bucket: Bucket, stop: int | None, extras: Extras
     return choose_pass(optimizer, formula, layout)
 
 
-def choose_pass(optimizer: Optimizer, formula: Formula, layout: Layout) -> Pass:
+def choose_pass(optimizer: ParameterGroups, formula: Formula, layout: Layout) -> Pass:
     """The compiled pass where it pays and can be had, otherwise the eager one."""
     from hasten.engine.eager import eager_pass
 
@@ -253,14 +259,14 @@ class _Fallback:
     happened = False
 
 
-def _tensors(optimizer: Optimizer, formula: Formula, p: Tensor, extras: Extras) -> list[Tensor]:
+def _tensors(optimizer: ParameterGroups, formula: Formula, p: Tensor, extras: Extras) -> list[Tensor]:
     """The tensors of one parameter that a formula works on, in its order."""
     state = optimizer.state[p]
     return [p if n == "param" else extras[n][p] if n in extras else state[n] for n in formula.inputs]
 
 
 def _run(
-    optimizer: Optimizer,
+    optimizer: ParameterGroups,
     bucket: Bucket,
     member: int | None,
     stop: int | None,
@@ -285,7 +291,11 @@ def _run(
 
 
 def _run_whole(
-    optimizer: Optimizer, bucket: Bucket, stop: int | None, numbers: list[dict[str, float]], extras: Extras
+    optimizer: ParameterGroups,
+    bucket: Bucket,
+    stop: int | None,
+    numbers: list[dict[str, float]],
+    extras: Extras,
 ) -> list[list[float]]:
     """Run one pass of matrix grain over parameters that are divided among workers."""
     assert bucket.whole is not None
@@ -337,7 +347,7 @@ def _flat_copy(t: Tensor) -> Tensor:
     return flat(t.contiguous(memory_format=torch.contiguous_format))
 
 
-def _noise(optimizer: Optimizer, bucket: Bucket, chosen: slice) -> list[int] | None:
+def _noise(optimizer: ParameterGroups, bucket: Bucket, chosen: slice) -> list[int] | None:
     """A key for each tensor, if parameters are rounded at random; the shards of one have different ones."""
     if not optimizer.stochastic_rounding:
         return None
@@ -360,7 +370,7 @@ def _start_positions(bucket: Bucket) -> None:
                     buffer.copy_(p)
 
 
-def _remember(optimizer: Optimizer, bucket: Bucket) -> None:
+def _remember(optimizer: ParameterGroups, bucket: Bucket) -> None:
     """Write the advanced counters back."""
     after = {"step": bucket.k}
     for counter in bucket.composition.counters:
@@ -374,7 +384,7 @@ def _remember(optimizer: Optimizer, bucket: Bucket) -> None:
         bucket.group[counter.name] = getattr(bucket.after[counter.part], counter.formal)
 
 
-def _follow(optimizer: Optimizer, buckets: list[Bucket]) -> None:
+def _follow(optimizer: ParameterGroups, buckets: list[Bucket]) -> None:
     """Counters of a group none of whose parameters moved: those of the last group that did."""
     moved = {bucket.index for bucket in buckets}
     for composition in {id(b.composition): b.composition for b in buckets}.values():

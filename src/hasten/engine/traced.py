@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hasten.engine.composition import Composition
+from hasten.engine.parameters import ParameterGroups
 from hasten.engine.scheduling import scheduled
 from hasten.numbers import Names
 from hasten.sharding import is_distributed
 from hasten.words import Oracle
-
-if TYPE_CHECKING:
-    from hasten.engine.optimizer import Optimizer
 
 
 def refuse_tracing(oracle: Oracle) -> None:
@@ -25,7 +23,7 @@ def refuse_tracing(oracle: Oracle) -> None:
         )
 
 
-def traced_step(optimizer: Optimizer) -> None:
+def traced_step(optimizer: ParameterGroups) -> None:
     """Move every parameter; numbers are 0-d tensors, so that a new value never recompiles."""
     if optimizer.on_nonfinite != "propagate":
         raise RuntimeError(
@@ -66,7 +64,7 @@ class _Run:
     """One parameter's step."""
 
     def __init__(
-        self, optimizer: Optimizer, group: dict[str, Any], p: Tensor, composition: Composition
+        self, optimizer: ParameterGroups, group: dict[str, Any], p: Tensor, composition: Composition
     ) -> None:
         self.group, self.p, self.composition, self.state = group, p, composition, optimizer.state[p]
         self.h = composition.values(scheduled(optimizer, group, _number), _number)

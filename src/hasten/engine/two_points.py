@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hasten.engine.composition import Composition
+from hasten.engine.parameters import ParameterGroups
 from hasten.numbers import Names
 from hasten.sharding import is_distributed, local
 
-if TYPE_CHECKING:
-    from hasten.engine.optimizer import Optimizer
-
 
 @torch.no_grad()
-def switch(optimizer: Optimizer, to_training: bool) -> None:
+def switch(optimizer: ParameterGroups, to_training: bool) -> None:
     """Put the training point, or the point to evaluate, into the parameters that hold the other."""
     for group in optimizer.param_groups:
         if group["train_mode"] == to_training:
@@ -35,7 +33,7 @@ def switch(optimizer: Optimizer, to_training: bool) -> None:
     _let_go_of_gathered(optimizer)
 
 
-def _let_go_of_gathered(optimizer: Optimizer) -> None:
+def _let_go_of_gathered(optimizer: ParameterGroups) -> None:
     """Modules under ``fully_shard`` may keep parameters gathered after a forward pass, which are now out of date."""
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
     if kind is None or not any(is_distributed(p) for g in optimizer.param_groups for p in g["params"]):
@@ -53,7 +51,7 @@ def _let_go_of_gathered(optimizer: Optimizer) -> None:
 
 
 def _move(
-    optimizer: Optimizer, group: dict[str, Any], p: Tensor, composition: Composition, to_training: bool
+    optimizer: ParameterGroups, group: dict[str, Any], p: Tensor, composition: Composition, to_training: bool
 ) -> None:
     i, iterate, state = len(composition.parts) - 1, composition.sentence.iterate, optimizer.state[p]
     h = composition.values(group, float)[i]
@@ -70,7 +68,7 @@ def _move(
         torch.autograd.graph.increment_version(p)
 
 
-def watch(module: nn.Module, optimizer: Optimizer) -> None:
+def watch(module: nn.Module, optimizer: ParameterGroups) -> None:
     """Warn once when the module is evaluated while its parameters hold the training point."""
     module.register_forward_pre_hook(_Watch(module, optimizer))
 
@@ -79,9 +77,9 @@ class _Watch:
     """A hook that keeps nothing alive, and is forgotten by copies and pickles of the module."""
 
     module: weakref.ref[nn.Module] | None = None
-    optimizer: weakref.ref[Optimizer] | None = None
+    optimizer: weakref.ref[ParameterGroups] | None = None
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer) -> None:
+    def __init__(self, module: nn.Module, optimizer: ParameterGroups) -> None:
         self.module, self.optimizer = weakref.ref(module), weakref.ref(optimizer)
 
     def __reduce__(self) -> tuple[Any, ...]:

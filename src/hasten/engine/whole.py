@@ -15,20 +15,20 @@ from hasten.sharding import Division
 
 
 @dataclass(frozen=True)
-class Needs:
-    """What the parts of matrix grain read and make, for tensors of some number of dimensions.
+class Journey:
+    """What travels for the parts of matrix grain: a buffer, ``"param"``, ``"direction"`` or ``"grad"``, by name.
 
     Attributes:
-        param: whether they read the parameter.
-        grad: whether they read the gradient beside the direction.
-        new_grad: what the gradient is after them: ``"direction"``, ``"same"`` or ``"other"``.
-        writes: the names of what they write.
+        gathered: to the owner, from everyone's shards.
+        scattered: from the owner, to everyone's shards.
+        copied: from the owner, whole, to everyone.
+        follows: whether the gradient that later parts see is the new direction.
     """
 
-    param: bool
-    grad: bool
-    new_grad: str
-    writes: tuple[str, ...]
+    gathered: tuple[str, ...]
+    scattered: tuple[str, ...]
+    copied: tuple[str, ...]
+    follows: bool
 
 
 class Whole:
@@ -55,7 +55,12 @@ class Whole:
         self.members = [m for m, d in enumerate(divisions) if d.shape.numel()]
         """The tensors that have entries."""
         self.owners = Owners([divisions[m] for m in self.members], device) if self.members else None
-        self._needs: dict[tuple[int, int | None], Needs] = {}
+        together = [slot for slot in composition.slots if slot.part in range(self.first, self.end)]
+        self.divided = [slot.name for slot in together if slot.buffer.shape is None]
+        """The buffers of the parts of matrix grain that are divided as the parameters are."""
+        self.shared = [slot.name for slot in together if slot.buffer.shape is not None]
+        """Those that every worker has whole."""
+        self._journeys: dict[tuple[int, int | None], Journey] = {}
 
     def __call__(
         self,
@@ -106,91 +111,76 @@ class Whole:
         """The parts of matrix grain, and those between them."""
         if self.owners is None:
             return
-        composition, parts = self.composition, range(self.first, self.end)
-        needs = {m: self._needed(len(self.divisions[m].shape), stop) for m in self.members}
-        carried = {m: self._carried(needs[m], flows[m], slots) for m in self.members}
+        journeys = {m: self._journey(len(self.divisions[m].shape), stop) for m in self.members}
         wholes = self.owners.gather(
-            [[_piece(name, flows[m], slots, m) for name in carried[m]] for m in self.members]
+            [[_before(name, flows[m], slots, m) for name in journeys[m].gathered] for m in self.members]
         )
-        shared = {
-            slot.name for slot in composition.slots if slot.buffer.shape is not None and slot.part in parts
-        }
-        done: dict[int, Flow] = {}
+        results = {}
         for position, found in wholes.items():
             m = self.members[position]
-            given = dict(zip(carried[m], found, strict=True))
+            given = dict(zip(journeys[m].gathered, found, strict=True))
             flow = Flow(given["direction"], given.get("grad", given["direction"]), flows[m].decay)
-            given.update({name: slots[name][m] for name in shared})
-            composition.follow(flow, _Converted(given, compute), numbers[m], parts, stop)
-            done[position] = flow
+            entries = _Converted({**given, **{name: slots[name][m] for name in self.shared}}, compute)
+            self.composition.follow(flow, entries, numbers[m], range(self.first, self.end), stop)
             flows[m].terms = flow.terms
-        within = stop is not None and stop < self.end
-        kept = {m: () if stop is not None and not within else needs[m].writes for m in self.members}
-        own = {m: [n for n in kept[m] if n not in shared] for m in self.members}
-        copied = {m: [n for n in kept[m] if n in shared] for m in self.members}
-        steps = {
-            m: [] if within else ["direction", *(["grad"] if needs[m].new_grad == "other" else [])]
-            for m in self.members
-        }
-        results = {}
-        for position, flow in done.items():
-            m = self.members[position]
-            made = {"direction": flow.direction, "grad": flow.grad}
             results[position] = (
-                [*(made[n] for n in steps[m]), *(flow.writes[n] for n in own[m])],
-                [flow.writes[n] for n in copied[m]],
+                [_after(name, flow) for name in journeys[m].scattered],
+                [_after(name, flow) for name in journeys[m].copied],
             )
         dtypes = [
-            [compute for _ in steps[m]] + [compute if n == "param" else slots[n][m].dtype for n in own[m]]
+            [slots[name][m].dtype if name in self.divided else compute for name in journeys[m].scattered]
             for m in self.members
         ]
-        parts_back = self.owners.scatter(
-            results, dtypes, [[slots[n][m] for n in copied[m]] for m in self.members]
-        )
-        for m, pieces in zip(self.members, parts_back, strict=True):
-            arrived = dict(zip((*steps[m], *own[m]), pieces, strict=True))
-            flow = flows[m]
-            if within:
-                flow.writes = {}
-            else:
-                flow.direction = arrived.pop("direction")
-                if needs[m].new_grad != "same":
-                    flow.grad = arrived.pop("grad", flow.direction)
+        copies = [[slots[name][m] for name in journeys[m].copied] for m in self.members]
+        for m, pieces in zip(self.members, self.owners.scatter(results, dtypes, copies), strict=True):
+            flow, arrived = flows[m], dict(zip(journeys[m].scattered, pieces, strict=True))
+            if stop is not None:
+                flow.writes = {}  # only those of the part that measures count
+            flow.direction = arrived.pop("direction", flow.direction)
+            flow.grad = arrived.pop("grad", flow.direction if journeys[m].follows else flow.grad)
             flow.writes.update(arrived)
 
-    def _carried(self, needs: Needs, flow: Flow, slots: Mapping[str, Sequence[Tensor]]) -> tuple[str, ...]:
-        """The names of what is gathered for a tensor."""
-        parts = range(self.first, self.end)
-        buffers = [
-            slot.name for slot in self.composition.slots if slot.part in parts and slot.buffer.shape is None
-        ]
-        return (
+    def _journey(self, dimensions: int, stop: int | None) -> Journey:
+        """Found out on a small tensor of so many dimensions."""
+        if (dimensions, stop) in self._journeys:
+            return self._journeys[dimensions, stop]
+        composition, shape = self.composition, torch.Size((2,) * dimensions)
+        entries = {n: torch.full(shape, 0.5) for n in ("param", "grad", *composition.extra_inputs)}
+        for slot in composition.slots:
+            to = slot.buffer.shape
+            entries[slot.name] = torch.full(shape if to is None else to(shape), 0.5)
+        numbers = dict.fromkeys(composition.stage(stop).numbers, 0.5)
+        flow = composition.start(entries)
+        composition.follow(flow, entries, numbers, range(self.first))
+        before, apart = flow.grad, flow.grad is not flow.direction
+        flow.asked, flow.writes = set(), {}
+        composition.follow(flow, entries, numbers, range(self.first, self.end), stop)
+        follows, changed = flow.grad is flow.direction, flow.grad is not before
+        gathered = [
             "direction",
-            *(["grad"] if needs.grad and flow.grad is not flow.direction else []),
-            *(["param"] if needs.param else []),
-            *buffers,
-            *(self.composition.extra_inputs if self.first == 0 else ()),
-        )
+            *(["grad"] if apart and "grad" in flow.asked else []),
+            *(["param"] if "param" in flow.asked else []),
+            *self.divided,
+            *(composition.extra_inputs if self.first == 0 else ()),
+        ]
+        goes_on = stop is None or stop >= self.end
+        scattered = ["direction", *(["grad"] if changed and not follows else [])] if goes_on else []
+        # What a part writes before another one measures is written again when the parameters move.
+        writes = [] if goes_on and stop is not None else list(flow.writes)
+        scattered += [name for name in writes if name not in self.shared]
+        copied = [name for name in writes if name in self.shared]
+        found = Journey(tuple(gathered), tuple(scattered), tuple(copied), follows)
+        return self._journeys.setdefault((dimensions, stop), found)
 
-    def _needed(self, dimensions: int, stop: int | None) -> Needs:
-        """Found out on a small tensor."""
-        if (dimensions, stop) not in self._needs:
-            composition = self.composition
-            shape = torch.Size((2,) * dimensions)
-            entries = {n: torch.full(shape, 0.5) for n in ("param", "grad", *composition.extra_inputs)}
-            for slot in composition.slots:
-                to = slot.buffer.shape
-                entries[slot.name] = torch.full(shape if to is None else to(shape), 0.5)
-            numbers = dict.fromkeys(composition.stage(stop).numbers, 0.5)
-            flow = composition.start(entries)
-            composition.follow(flow, entries, numbers, range(self.first))
-            grad, flow.asked, flow.writes = flow.grad, set(), {}
-            composition.follow(flow, entries, numbers, range(self.first, self.end), stop)
-            fate = "direction" if flow.grad is flow.direction else "same" if flow.grad is grad else "other"
-            self._needs[dimensions, stop] = Needs(
-                "param" in flow.asked, "grad" in flow.asked, fate, tuple(flow.writes)
-            )
-        return self._needs[dimensions, stop]
+
+def _before(name: str, flow: Flow, slots: Mapping[str, Sequence[Tensor]], m: int) -> Tensor:
+    found: Tensor = getattr(flow, name) if name in ("direction", "grad") else slots[name][m].detach()
+    return found
+
+
+def _after(name: str, flow: Flow) -> Tensor:
+    found: Tensor = getattr(flow, name) if name in ("direction", "grad") else flow.writes[name]
+    return found
 
 
 class _Converted:
@@ -201,8 +191,3 @@ class _Converted:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name].detach().to(self.compute)
-
-
-def _piece(name: str, flow: Flow, slots: Mapping[str, Sequence[Tensor]], m: int) -> Tensor:
-    found: Tensor = getattr(flow, name) if name in ("direction", "grad") else slots[name][m].detach()
-    return found

@@ -1,0 +1,211 @@
+"""Parameters in groups: their hyperparameters, their state, and the sentences that move them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hasten.checks import check_value, nearest
+from hasten.engine.composition import Composition, Place, Sentence
+from hasten.schedules import Schedule
+from hasten.sharding import is_distributed
+from hasten.words import Hyper
+
+_BOOKKEEPING = frozenset({"params", "param_names", "step", "skipped_steps", "train_mode", "schedules"})
+_SCHEDULER_KEYS = frozenset(
+    {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "name"}
+)
+
+
+class ParameterGroups(torch.optim.Optimizer):
+    """What the rooms of the engine know of an optimizer: everything but how it steps.
+
+    Args:
+        params: parameters, named parameters or groups as for torch's optimizers, or a module.
+        sentences: that of all parameters; and a second one for those with fewer than two dimensions, if they have one.
+        options: the values of :class:`~hasten.EngineOptions`.
+    """
+
+    source: ClassVar[str] = ""
+    """The paper."""
+
+    def __init__(self, params: Any, sentences: Sequence[Sentence], options: dict[str, Any]) -> None:
+        self.maximize: bool = options["maximize"]
+        self.engine: str = options["engine"]
+        self.on_nonfinite: str = options["on_nonfinite"]
+        self.stochastic_rounding: bool = options["stochastic_rounding"]
+        self.state_dtype: torch.dtype | None = options["state_dtype"]
+        self.seed: int = options["seed"]
+        self.sentence = sentences[0]
+        self.compositions = [Composition(sentence, self.maximize) for sentence in sentences]
+        self.has_evaluation_point = any(s.iterate.two_points for s in sentences)
+        self.places: dict[str, Place] = {}
+        self.hypers: dict[str, Hyper] = {}
+        defaults: dict[str, Any] = {}
+        for composition in self.compositions:
+            self.places.update(composition.places)
+            self.hypers = {**composition.hypers, **self.hypers}
+            defaults.update(composition.group_defaults())
+        self.functions: dict[tuple[int, str], Callable[[int], float]] = {}
+        """The schedules that are functions, by the number of their group and their place."""
+        self.written: dict[tuple[int, str], Any] = {}
+        """What was last stored for each scheduled hyperparameter, by identity of its group and its place."""
+        self.parameter_count = 0
+        self.module = params if isinstance(params, nn.Module) else None
+        """The module whose parameters these are, where it was given."""
+        self._warned: set[str] = set()
+        for name, place in self.places.items():
+            self.check(name, place.read(defaults))
+        for composition in self.compositions:
+            composition.prepare()
+        super().__init__(params if self.module is None else self.module.named_parameters(), defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, which may override any hyperparameter.
+
+        Raises:
+            ValueError: an unknown key (with the nearest known one) or a value out of range; nothing is changed.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(
+                f"{self.name}: a parameter group must be a dict, not {type(param_group).__name__}"
+            )
+        known = {place.key for place in self.places.values()}
+        for key in param_group:
+            if not self.accepts_group_key(key):
+                raise ValueError(
+                    f"{self.name}: a parameter group has the unknown key {key!r}{nearest(key, known)}"
+                )
+        entries = {key: param_group.get(key, self.defaults[key]) for key in known}
+        self.check_group(entries)
+        schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
+        functions: dict[str, Callable[[int], float]] = {}
+        for place in self.places.values():
+            value = place.read(entries)
+            if callable(value):
+                schedules[str(place)] = (
+                    value.plain() if isinstance(value, Schedule) else {"schedule": "function"}
+                )
+                if not isinstance(value, Schedule):
+                    functions[str(place)] = value
+                place.write(entries, float(value(0)))
+        group = {**param_group, **entries}
+        for key, value in self._bookkeeping().items():
+            group.setdefault(key, value)
+        group["schedules"] = schedules
+        super().add_param_group(group)
+        made = self.param_groups[-1]
+        self.written.update({(id(made), text): self.place_of(text).read(made) for text in schedules})
+        index = len(self.param_groups) - 1
+        self.functions.update({(index, place): function for place, function in functions.items()})
+        for p in self.param_groups[-1]["params"]:
+            self.parameter_count += p.numel()
+            if p.requires_grad:
+                self.initialise(p)
+
+    def _bookkeeping(self) -> dict[str, Any]:
+        counters = {c.name: c.start for composition in self.compositions for c in composition.group_counters}
+        mode = {"train_mode": True} if self.has_evaluation_point else {}
+        return {"step": 0, "skipped_steps": 0, **mode, **counters}
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError unless a value is in the range of the hyperparameter of this name."""
+        check_value(self.name, self.places[name], value(0) if callable(value) else value, self.hypers[name])
+
+    def initialise(self, p: Tensor) -> None:
+        """Make the complete state of a parameter, as it is before its first step."""
+        state = self.state[p]
+        state["step"] = torch.zeros((), dtype=torch.float64)
+        composition, shapes = self.composition_of(p), self.state_shapes(p)
+        for counter in composition.counters:
+            state[counter.name] = torch.tensor(counter.start, dtype=torch.float64)
+        for slot in composition.slots:
+            dtype = self._buffer_dtype(p, slot.buffer.exact)
+            start = 0.0 if slot.buffer.start == "param" else slot.buffer.start
+            if slot.buffer.shape is None and is_distributed(p):  # divided like its parameter
+                state[slot.name] = torch.full_like(p.detach(), start, dtype=dtype)
+            else:
+                state[slot.name] = torch.full(shapes[slot.name], start, dtype=dtype, device=p.device)
+            if slot.buffer.start == "param":
+                state[slot.name].copy_(p.detach())
+
+    def _buffer_dtype(self, p: Tensor, exact: bool) -> torch.dtype:
+        if p.dtype in (torch.float64, torch.complex64, torch.complex128):
+            return p.dtype
+        return torch.float32 if exact or self.state_dtype is None else self.state_dtype
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The optimizer's name, as errors give it."""
+        return type(self).__name__
+
+    def composition_of(self, p: Tensor) -> Composition:
+        """The composition that moves a parameter."""
+        return self.compositions[1 if len(self.compositions) > 1 and p.dim() < 2 else 0]
+
+    def name_of(self, p: Tensor) -> str:
+        """A parameter as a user would call it."""
+        for g, group in enumerate(self.param_groups):
+            for i, q in enumerate(group["params"]):
+                if q is p:
+                    names = group.get("param_names")
+                    return (
+                        f"parameter {names[i]!r}"
+                        if names
+                        else f"parameter {i} of group {g}, shape {tuple(p.shape)},"
+                    )
+        return f"a parameter of shape {tuple(p.shape)}"
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because a gradient was not finite."""
+        return max((int(group["skipped_steps"]) for group in self.param_groups), default=0)
+
+    def check_group(self, entries: dict[str, Any]) -> None:
+        """Raise ValueError unless every hyperparameter of a group is in its range."""
+        for place in self.places.values():
+            if place.index is not None:
+                family = sum(p.key == place.key for p in self.places.values())
+                _check_tuple(self.name, place.key, entries[place.key], family)
+        for name, place in self.places.items():
+            self.check(name, place.read(entries))
+
+    def accepts_group_key(self, key: str) -> bool:
+        """Whether a parameter group may hold this key."""
+        return (
+            key in _BOOKKEEPING or key in _SCHEDULER_KEYS or any(key == p.key for p in self.places.values())
+        )
+
+    def state_shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of the tensors kept for a parameter."""
+        composition = self.composition_of(p)
+        shapes: dict[str, tuple[int, ...]] = {"step": (), **{c.name: () for c in composition.counters}}
+        for slot in composition.slots:
+            shapes[slot.name] = tuple(p.shape if slot.buffer.shape is None else slot.buffer.shape(p.shape))
+        return shapes
+
+    def place_of(self, text: str) -> Place:
+        """The place whose name is written in a group's entry ``schedules``."""
+        return next(place for place in self.places.values() if str(place) == text)
+
+    @property
+    def training(self) -> bool:
+        """Whether the parameters hold the training point."""
+        return all(group.get("train_mode", True) for group in self.param_groups)
+
+    def warn_once(self, topic: str, message: str) -> None:
+        """A warning that is given once per optimizer."""
+        if topic not in self._warned:
+            self._warned.add(topic)
+            warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _check_tuple(owner: str, key: str, value: Any, length: int) -> None:
+    if not isinstance(value, tuple | list) or len(value) != length:
+        raise ValueError(f"{owner}: {key} = {value!r} is not allowed; it must be {length} numbers")
