@@ -133,7 +133,7 @@ def errors(state: dict[str, Any], kind: str) -> dict[int, Tensor]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2)])
-@pytest.mark.parametrize("kind", ["feedback", "local"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_another_number_of_workers(teams, tmp_path: Path, kind: str, before: int, after: int) -> None:
     saved = teams(before).run(saved_by, kind, tmp_path)
     loaded = teams(after).run(loaded_by, kind, tmp_path)
@@ -142,6 +142,8 @@ def test_another_number_of_workers(teams, tmp_path: Path, kind: str, before: int
         assert same(state["model"], former["model"])
         part = "inner" if kind == "local" else "state"
         assert same(state["opt"][part], former["opt"][part])
+    if kind not in ("feedback", "local"):
+        return
     assert errors(saved[0], kind)
     for i in errors(saved[0], kind):
         means = [

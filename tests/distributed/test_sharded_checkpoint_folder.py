@@ -25,15 +25,14 @@ OPTIMIZERS = {
 class Training:
     """A sharded model and its optimizer, on one worker."""
 
-    def __init__(self, kind: str, rank: int) -> None:
+    def __init__(self, kind: str, rank: int, sharded: bool = True) -> None:
         torch.manual_seed(1)
         self.rank, self.taken = rank, 0
         self.model = nn.Sequential(nn.Linear(7, 10), nn.Tanh(), nn.Linear(10, 5), nn.Tanh(), nn.Linear(5, 1))
         self.model.register_buffer("own", torch.tensor(float(rank)))
-        for layer in self.model:
-            if isinstance(layer, nn.Linear):
+        for layer in (*self.model, self.model) if sharded else ():
+            if not isinstance(layer, nn.Tanh):
                 fully_shard(layer)
-        fully_shard(self.model)
         self.opt: Any = OPTIMIZERS[kind](self.model)
 
     def run(self, steps: int) -> Training:
@@ -95,15 +94,19 @@ def test_resuming_and_another_number_of_workers(teams, tmp_path: Path, kind: str
     assert [equal for equal, _ in found] == [True] * 4
     for rank, state in enumerate(teams(2).run(loaded, kind, tmp_path)):
         assert same(state, found[rank][1])
+    alone = Training(kind, 0, sharded=False)
+    load(tmp_path, alone.model, alone.opt)
+    assert same(alone.everything(), found[0][1])
+    alone.run(1)
 
 
 def refused(rank: int, world: int, home: Path) -> dict[str, Any]:
     saved, fresh = Training("AdamW", rank).run(2), Training("AdamW", rank).run(1)
     before, said = fresh.everything(), {}
 
-    def attempt(name: str, model: nn.Module, opt: Any) -> None:
+    def attempt(name: str, model: nn.Module, opt: Any, folder: Path = home) -> None:
         try:
-            load(home, model, opt)
+            load(folder, model, opt)
         except CheckpointError as error:
             said[name] = str(error)
 
@@ -111,6 +114,8 @@ def refused(rank: int, world: int, home: Path) -> dict[str, Any]:
     plain = nn.Linear(7, 1)
     attempt("plain", plain, hasten.AdamW(plain))
     attempt("optimizer", fresh.model, hasten.Lion(fresh.model))
+    save(home.with_name("plain"), plain, hasten.AdamW(plain))
+    attempt("whole", fresh.model, fresh.opt, home.with_name("plain"))
     shard = path / "sharded" / "__1_0.distcp"
     if rank == 0:
         content = bytearray(shard.read_bytes())
@@ -127,10 +132,11 @@ def refused(rank: int, world: int, home: Path) -> dict[str, Any]:
 
 
 def test_what_does_not_fit_or_is_damaged_is_refused(pair, tmp_path: Path) -> None:
-    found = pair.run(refused, tmp_path)
+    found = pair.run(refused, tmp_path / "sharded")
     assert found[0] == found[1]
     said = found[0]
-    assert "its parameters are sharded, the model's the same on all workers" in said["plain"]
+    assert "does not fit the model: 'own' is () torch.float32, in the model there is none" in said["plain"]
+    assert "its parameters are the same on all workers, the model's sharded" in said["whole"]
     assert (
         "'exp_avg_sq of 0.weight' is (10, 7) torch.float32, in the optimizer there is none"
         in said["optimizer"]

@@ -185,6 +185,8 @@ def load(
     workers have for themselves, worker i receives that of rank i mod W. Under ``LocalSteps`` call ``opt.sync()`` before
     saving if the number of workers may change: steps of an unfinished round are lost with the workers that took them.
 
+    What was saved of a sharded model also loads into a plain one, on any number of workers, one included.
+
     Files are read as data (``weights_only=True``); only the index of sharded ones, which torch.distributed.checkpoint
     reads, could bring code along. Load checkpoints of sharded models only from where you trust.
 
@@ -207,11 +209,10 @@ def load(
         group, CheckpointError, f"a worker was lost while a checkpoint was loaded from {folder}"
     )
     found = Path(together.first(lambda: str(_found(Path(folder)))))
-    state = Snapshot.of(model, optimizer)
+    manifest: dict[str, Any] = {}
     read_here: dict[str, Any] = {}
 
     def everything_read() -> None:
-        manifest = _manifest(found)
         _check_fit(found, manifest, state, hook)
         files: dict[str, Entry] = manifest["files"]
 
@@ -232,6 +233,8 @@ def load(
             check(found / name, files[name])
 
     try:
+        together.all(lambda: manifest.update(_manifest(found)))
+        state = Snapshot.of(model, optimizer, sharded=manifest["kind"] == "sharded")
         together.all(everything_read)
         if state.kind == "sharded":
             together.all(lambda: read_here.update(read_sharded(found / SHARDED, state.parts, group)))

@@ -37,22 +37,18 @@ class Snapshot:
     parts: dict[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: Any) -> Snapshot:
-        """What there is to save."""
-        if any(is_distributed(p) for p in model.parameters()):
+    def of(cls, model: nn.Module, optimizer: Any, *, sharded: bool = False) -> Snapshot:
+        """What there is to save; in the form it has for a sharded model also where that is asked for."""
+        own = getattr(optimizer, "differ_by_rank", False)
+        if not own and (sharded or any(is_distributed(p) for p in model.parameters())):
             from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 
             optimizer_state = _quietly(lambda: get_optimizer_state_dict(model, optimizer))
-            return cls(
-                model,
-                optimizer,
-                "sharded",
-                {"model": get_model_state_dict(model), "optimizer": optimizer_state},
-            )
-        kind = "own" if getattr(optimizer, "differ_by_rank", False) else "shared"
+            parts = {"model": get_model_state_dict(model), "optimizer": optimizer_state}
+            return cls(model, optimizer, "sharded", parts)
         plain = _unwrapped(model)
         parts = {"model": plain.state_dict(), "optimizer": _quietly(optimizer.state_dict)}
-        return cls(plain, optimizer, kind, parts)
+        return cls(plain, optimizer, "own" if own else "shared", parts)
 
     @property
     def description(self) -> dict[str, str]:

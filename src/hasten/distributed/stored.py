@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 import zlib
 from pathlib import Path
 from typing import IO, Any, TypedDict
@@ -120,7 +121,9 @@ def read_sharded(folder: Path, state: dict[str, Any], group: Any) -> dict[str, A
     from torch.distributed.checkpoint.state_dict_loader import load
 
     found: dict[str, Any] = _emptied(state)
-    load(found, storage_reader=FileSystemReader(folder), process_group=group)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assuming the intent is to", category=UserWarning)
+        load(found, storage_reader=FileSystemReader(folder), process_group=group)
     return found
 
 
