@@ -194,6 +194,26 @@ def test_one_number_is_sent_for_a_norm_over_everything(pair) -> None:
         assert (parts["sums"].calls, parts["sums"].payload) == (1, 8)
 
 
+def swapped(rank: int, world: int) -> tuple[Tensor, Tensor, int]:
+    """As frameworks do that shard a model after its optimizer was made."""
+    plain, q = nn.Parameter(weights(5, 3)), nn.Parameter(weights(5, 3))
+    opt, alone = hasten.AdamW([plain], lr=0.1), hasten.AdamW([q], lr=0.1)
+    p = nn.Parameter(placed(plain.detach(), mesh_of(world), Shard(0)))
+    opt.param_groups[0]["params"] = [p]
+    for k in range(3):
+        q.grad = torch.cos(q.detach() + k)
+        p.grad = placed(q.grad, mesh_of(world), Shard(0))
+        opt.step()
+        alone.step()
+    return p.full_tensor().detach(), q.detach(), len(opt.state_dict()["state"])
+
+
+def test_parameters_may_be_swapped_for_sharded_ones(pair) -> None:
+    for p, q, states in pair.run(swapped):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+        assert states == 1
+
+
 def refused(rank: int, world: int) -> dict[str, str]:
     mesh = mesh_of(world)
 

@@ -97,6 +97,7 @@ class Plan:
                 _refuse(optimizer, p, g)
                 if p not in optimizer.state:
                     optimizer.initialise(p)
+        _forget_replaced(optimizer, params)
         self.sharding = (
             Sharding(params, lambda p: f"{optimizer.name}: {optimizer.name_of(p)}")
             if any(map(is_distributed, params))
@@ -151,6 +152,13 @@ def _everything(optimizer: ParameterGroups) -> Iterable[Tensor]:
 
 def _kinds(grads: list[Tensor | None]) -> list[Any]:
     return [g if g is None else (g.dtype, g.layout) for g in grads]
+
+
+def _forget_replaced(optimizer: ParameterGroups, params: list[Tensor]) -> None:
+    """Frameworks put sharded parameters into the groups in place of those that the optimizer was made with."""
+    present = {id(p) for p in params}
+    for p in [p for p in optimizer.state if id(p) not in present]:
+        del optimizer.state[p]
 
 
 def _refuse(optimizer: ParameterGroups, p: Tensor, g: Tensor) -> None:
