@@ -270,6 +270,7 @@ _made: WeakKeyDictionary[Any, dict[tuple[int, ...], Any]] = WeakKeyDictionary()
 
 def _group(mesh: Any, over: tuple[int, ...]) -> Any:
     """The process group of the workers that differ from this one along some dimensions of a mesh only."""
+    over = tuple(i for i in over if mesh.size(i) > 1) or over[:1]
     if len(over) == 1:
         return mesh.get_group(over[0])
     here = mesh.get_coordinate()
