@@ -1,6 +1,6 @@
 """What the hook costs where the network is free: seconds per step over DistributedDataParallel's own, on one machine.
 
-python -m benchmarks.hook_overhead                     # 21M parameters, 2 processes, about five minutes
+python -m benchmarks.hook_overhead                     # 21M parameters, 2 processes, about eight minutes
 python -m benchmarks.hook_overhead --width 64 --rounds 2
 """
 
@@ -281,10 +281,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024, help="rows and columns of a matrix")
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument(
-        "--batch", type=int, nargs="+", default=[16, 512], help="rows of input for each process"
+        "--batch", type=int, nargs="+", default=[16, 1024], help="rows of input for each process"
     )
     parser.add_argument("--world", type=int, default=2, help="processes")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args()
     if min(options.width, options.layers, *options.batch, options.rounds) < 1 or options.world < 2:

@@ -79,7 +79,7 @@ class Parcels:
         last = len(self._sent) == len(self._members)
         if last:
             self._begin()
-        return collect_all(futures).then(_all_done), last
+        return collect_all(futures).then(lambda done: _raise_first(futures)), last
 
     def _begin(self) -> None:
         self._waiting.clear()
@@ -102,6 +102,7 @@ class Parcels:
         self._send(gradients, members).add_done_callback(arrived)
 
 
-def _all_done(futures: Future[list[Future[list[Tensor]]]]) -> None:
-    for future in futures.value():
+def _raise_first(futures: Sequence[Future[list[Tensor]]]) -> None:
+    """Ask the futures themselves: torch does not hand their exceptions on to those that are made of them."""
+    for future in futures:
         future.value()
