@@ -119,3 +119,21 @@ def test_evaluating_between_steps_changes_nothing(pair) -> None:
         torch.testing.assert_close(output, seen, rtol=1e-12, atol=1e-12)
         for a, b in zip(values, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def by_loss_alone(rank: int, world: int, kind: str) -> list[Tensor]:
+    model = wrapped(kind, world)
+    opt = BY_NAME["AdamW"](model)
+    for k in range(STEPS):
+        x, y = batch(k, rank, world)
+        opt.step(lambda x=x, y=y: ((model(x) - y) ** 2).mean())
+        assert all(p.grad is None for p in model.parameters())
+    return [full(p) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DDP"])
+def test_a_closure_may_return_the_loss_alone(pair, kind: str) -> None:
+    expected, _ = train(BY_NAME["AdamW"], network(), range(STEPS))
+    for found in pair.run(by_loss_alone, kind):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
