@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hasten.files import flush_folder
+
 
 class Entry(TypedDict):
     """What is known of a file."""
@@ -106,6 +108,7 @@ def write_sharded(folder: Path, state: dict[str, Any], group: Any) -> dict[str, 
     from torch.distributed.checkpoint.state_dict_saver import save
 
     save(state, storage_writer=FileSystemWriter(folder, sync_files=True), process_group=group)
+    flush_folder(folder)
     rank = dist.get_rank() if dist.is_initialized() else 0
     mine = [*folder.glob(f"__{rank}_*"), *([folder / ".metadata"] if _is_first(group) else [])]
     return {path.name: _entry(path) for path in mine}
