@@ -230,9 +230,9 @@ def measure(options: argparse.Namespace) -> list[Row]:
         port = int(s.getsockname()[1])
     team = mp.spawn(worker, (port, options, results), nprocs=options.world, join=False)
     try:
-        rows = [
-            Row(**row) for row in results.get(timeout=60 + 120 * len(options.batch) * (options.rounds + 1))
-        ]
+        while results.empty():
+            team.join(timeout=1)  # raises what a worker raised
+        rows = [Row(**row) for row in results.get()]
         while not team.join():
             pass
     finally:
