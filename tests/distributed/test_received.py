@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_hook import data, network
+from test_hook import SETUPS, data, network
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -253,6 +253,48 @@ def test_accumulated_gradients_arrive_as_one(pair, sketch: Any) -> None:
     for a, b, p in zip(*found, net.parameters(), strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, p.detach(), rtol=0, atol=1e-12)
+
+
+def every_model(rank: int, world: int, name: str) -> Any:
+    """Steps with a closure and after a backward of the user's own, in turns; what was frozen or unused beside them."""
+    build, options = SETUPS[name]
+    net = build()
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    model = DDP(net, **options)
+    hook = SubspaceHook(SKETCH, seed=3).register(model)
+    opt = hasten.SubspaceNesterov(model, oracle=hook.oracle, smoothness=1e4)
+    kind = torch.bfloat16 if name == "bfloat16" else torch.float32 if name == "autocast" else torch.float64
+    x, y = (t.chunk(world)[rank].to(kind) for t in data(world))
+    cast = torch.autocast("cpu", torch.bfloat16) if name == "autocast" else contextlib.nullcontext()
+
+    def loss() -> Tensor:
+        with cast:
+            return ((model(x) - y) ** 2).mean()
+
+    for k in range(6):
+        if k % 2:
+            opt.zero_grad()
+            loss().backward()
+            opt.step()
+        else:
+            opt.step(loss)
+    still = [n for n, p in net.named_parameters() if torch.equal(p, before[n])]
+    return {n: p.detach() for n, p in net.named_parameters()}, still, opt.oracle_calls
+
+
+@pytest.mark.parametrize("name", ["odd", "odd static", "unused", "bfloat16", "autocast", "static views"])
+def test_every_kind_of_model_steps_alike_on_all_workers(pair, name: str) -> None:
+    (first, still, calls), (second, _, other) = pair.run(every_model, name)
+    for n, p in first.items():
+        assert torch.equal(p, second[n]), n
+        assert bool(torch.isfinite(p).all()), n
+    assert calls == other
+    assert still == {"odd": ["empty", "frozen"], "unused": ["layers.3.weight", "layers.3.bias"]}.get(
+        name.split()[0], []
+    )
+    if name != "unused":
+        trained = [p for n, p in first.items() if n != "frozen" and p.numel()]
+        assert calls == 6 * sum(p.numel() if p.dim() < 2 else -(-p.numel() // 8) for p in trained)
 
 
 def changed(rank: int, world: int, change: str) -> Any:

@@ -59,10 +59,11 @@ def differentiate(
         >>> differentiate(lambda: (w**2).sum(), [w])[1][w], w.grad
         (tensor([2., 2.]), None)
     """
-    before = [_version(p) for p in params]
+    before = [_Left(p) for p in params]
     with torch.enable_grad():
         loss = closure()
-    if [_version(p) for p in params] != before or not (isinstance(loss, Tensor) and loss.requires_grad):
+    left = all(seen.alone(p) for seen, p in zip(before, params, strict=True))
+    if not left or not (isinstance(loss, Tensor) and loss.requires_grad):
         return loss, None
     try:
         if dist.is_available() and dist.is_initialized():
@@ -113,6 +114,25 @@ def _grads_aside(params: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for p, g in zip(params, kept, strict=True):
             p.grad = g
+
+
+class _Left:
+    """A gradient as it was before a closure ran."""
+
+    def __init__(self, p: Tensor) -> None:
+        self.version = _version(p)
+        self.view = p.grad if p.grad is not None and p.grad._is_view() else None
+
+    def alone(self, p: Tensor) -> bool:
+        """Whether it is as it was; DistributedDataParallel's forward may have moved it into another bucket."""
+        if _version(p) == self.version:
+            return True
+        old, new = self.view, p.grad
+        if old is None or new is None or self.version is None or old._version != self.version[1]:
+            return False
+        return not new.numel() or (
+            new.data_ptr() != old.data_ptr() and torch.allclose(new, old, 0, 0, equal_nan=True)
+        )
 
 
 def _version(p: Tensor) -> tuple[int, int] | None:
