@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -20,8 +21,10 @@ from hasten.race import Race, RaceError, load, race, resume
 from hasten.race.cli import main
 from hasten.race.errors import INTERRUPTED, LOST
 from hasten.race.hooks import WAYS, parse_hooks
+from hasten.race.launch import Crew
 from hasten.race.progress import Observer
 from hasten.race.run import Point, Run
+from hasten.race.store import Store
 from hasten.race.task import Task
 from hasten.race.tasks import find_task
 from hasten.race.training import blaming
@@ -212,6 +215,16 @@ def gone(pid: int) -> bool:
 
 def digests(result: Race) -> dict[tuple[str, int], str]:
     return {(run.label, run.seed): run.digest for run in result.runs}
+
+
+def test_a_worker_whose_pipe_is_closed_before_it_is_gone_is_the_cause(tmp_path: Path) -> None:
+    crew = Crew.__new__(Crew)
+    crew.store, crew.heard = Store(tmp_path), queue.Queue()
+    crew.members = [subprocess.Popen(["sh", "-c", line]) for line in ("exit 1", "sleep 0.5; kill -KILL $$")]
+    crew.heard.put((1, None))
+    failure = crew._failure({0: {"what": "failed", "kind": "lost", "value": ""}})
+    assert isinstance(failure, WorkerLost)
+    assert str(failure).startswith("worker 1 of 2 died (killed by SIGKILL); ")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")

@@ -140,6 +140,9 @@ class Crew:
         by_kind = {event["kind"]: event["value"] for _, event in sorted(said.items(), reverse=True)}
         if "mistake" in by_kind:
             return RaceError(by_kind["mistake"])
+        for rank in silent:  # its pipe is closed a moment before it is gone
+            with suppress(subprocess.TimeoutExpired):
+                self.members[rank].wait(max(0.0, until - time.monotonic()))
         for rank, member in enumerate(self.members):
             code = member.poll()
             if rank not in said and code not in (None, 0):
