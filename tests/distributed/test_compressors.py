@@ -239,6 +239,15 @@ def test_low_rank_keeps_its_start_while_there_is_nothing_to_send() -> None:
     assert cold.memory is None
 
 
+def test_low_rank_draws_another_start_for_each_parameter_and_exchange() -> None:
+    M = normal(8, 6)
+    cold = LowRank(1, warm_start=False)
+    (first, second), (third, _) = (exchange(cold, [[M, M]], step)[0] for step in (0, 1))
+    for other in (second, third):
+        assert squared(first - other) > 1e-3 * squared(M)
+    assert torch.equal(first, exchange(cold, [[M, M]])[0][0])
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("compressor", EVERY, ids=name)
 @given(st.integers(0, 1), st.integers(0, 39))

@@ -26,6 +26,7 @@ from hasten.distributed import (
     redistributed,
 )
 from hasten.distributed.compressors import Message, averaged
+from hasten.distributed.packing import average
 from hasten.sketches import BalancedCountSketch
 from hasten.wire import Wire
 
@@ -277,6 +278,21 @@ def test_low_precision_and_any_memory_layout(pair) -> None:
         for i in range(3):
             expected = sum(other[0][3 + i] for other in found) / 2
             torch.testing.assert_close(tensors[i].float(), expected, rtol=2**-8 if i == 0 else 0, atol=1e-6)
+
+
+def of_three_kinds(rank: int, world: int) -> list[Tensor]:
+    tensors = [
+        torch.tensor([1 + rank / 128], dtype=torch.bfloat16),
+        torch.ones(1),
+        (rank + torch.ones(1).double()) / 3,
+    ]
+    return average(tensors, Wire(), "gradients").wait()
+
+
+def test_what_is_averaged_together_is_so_in_the_widest_dtype(pair) -> None:
+    for short, single, double in pair.run(of_three_kinds):
+        assert (short.dtype, single.dtype, double.dtype) == (torch.bfloat16, torch.float32, torch.float64)
+        assert (short.item(), single.item(), double.item()) == (1.0, 1.0, 0.5)
 
 
 def scaled(rank: int, world: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -133,10 +134,10 @@ def test_a_single_worker_with_plain_steps_outside_is_the_inner_optimizer(pair, i
     close(pair.run(each_alone, inner, 3, 12)[0], alone(inner, 12))
 
 
-def packed(rank: int, world: int, entries: int, exchange: Any) -> tuple[list[Tensor], int]:
+def in_parcels(rank: int, world: int, limit: int, exchange: Any) -> tuple[list[Tensor], int]:
     from hasten.distributed import local_steps
 
-    before, local_steps.PARCEL = local_steps.PARCEL, entries
+    before, local_steps.PARCEL = local_steps.PARCEL, limit
     try:
         params = [*start(), nn.Parameter(torch.linspace(-1, 1, 24).view(4, 6))]  # float32 among float64
         opt = LocalSteps(hasten.AdamW(params, lr=0.05), every=2, exchange=exchange)
@@ -153,8 +154,8 @@ def packed(rank: int, world: int, entries: int, exchange: Any) -> tuple[list[Ten
 @pytest.mark.parametrize("compressed", [False, True])
 def test_how_parameters_are_packed_makes_no_difference(pair, compressed: bool) -> None:
     exchange = Subspace(BalancedCountSketch(ratio=4)) if compressed else None
-    whole, calls = pair.run(packed, 10**6, exchange)[0]
-    apart, more_calls = pair.run(packed, 20, exchange)[0]
+    whole, calls = pair.run(in_parcels, 10**6, exchange)[0]
+    apart, more_calls = pair.run(in_parcels, 100, exchange)[0]
     assert (calls, more_calls) == (3 * 2, 3 * 3)
     assert all(torch.equal(a, b) for a, b in zip(whole, apart, strict=True))
 
@@ -297,6 +298,13 @@ def test_the_anchor_of_short_parameters_is_kept_in_float32(pair) -> None:
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 
+def thawed() -> None:
+    layers = nn.Linear(2, 2), nn.Linear(2, 1).requires_grad_(False)
+    opt = LocalSteps(torch.optim.SGD([p for layer in layers for p in layer.parameters()], lr=0.1))
+    layers[1].requires_grad_(True)
+    opt.step()
+
+
 def mistaken(rank: int, world: int) -> list[str]:
     w = nn.Parameter(torch.zeros(2))
     sgd = torch.optim.SGD([w], lr=0.1)
@@ -309,6 +317,9 @@ def mistaken(rank: int, world: int) -> list[str]:
         lambda: LocalSteps(sgd, exchange=4),
         lambda: LocalSteps(torch.optim.SGD([nn.Parameter(torch.zeros(2, dtype=torch.cfloat))], lr=0.1)),
         lambda: LocalSteps(sgd).add_param_group({"params": [nn.Parameter(torch.zeros(1))]}),
+        lambda: LocalSteps(sgd, buffers=nn.BatchNorm1d(2).named_buffers()),
+        lambda: copy.deepcopy(LocalSteps(sgd)),
+        thawed,
     ]
     return [answer(attempt) for attempt in attempts]
 
@@ -331,6 +342,9 @@ def test_mistakes_are_answered(pair) -> None:
         r"TypeError: LocalSteps: exchange = 4 .* an Exchange, a Sketch or None",
         r"TypeError: LocalSteps: a parameter .*complex64 .* real floating",
         r"RuntimeError: LocalSteps: a parameter group cannot be added",
+        r"TypeError: LocalSteps: buffers with a tuple .* tensors",
+        r"TypeError: LocalSteps: .* cannot be copied or pickled",
+        r"RuntimeError: LocalSteps: a parameter that was frozen .* is no more",
     ]
     for said in pair.run(mistaken):
         for found, pattern in zip(said, expected, strict=True):

@@ -200,6 +200,23 @@ def test_a_resumed_run_goes_on_bit_for_bit(pair, inner: str, at: int, evaluating
     assert pair.run(interrupted, inner, ErrorFeedback(TopK(ratio=4)), at, evaluating) == [True, True]
 
 
+def evaluated_after_loading(rank: int, world: int) -> tuple[bool, bool]:
+    params, opt = build("AdamW", None)
+    train(opt, params, rank, range(4))
+    again, resumed = build("AdamW", None)
+    resumed.load_state_dict(opt.state_dict())
+    with torch.no_grad():
+        for q, p in zip(again, params, strict=True):
+            q.copy_(p)
+    with resumed.evaluating():
+        at_anchor = all(torch.equal(q, a) for q, a in zip(again, opt.anchor.point, strict=True))
+    return at_anchor, all(torch.equal(q, p) for q, p in zip(again, params, strict=True))
+
+
+def test_the_anchor_is_what_is_evaluated_before_the_first_step_after_loading(pair) -> None:
+    assert pair.run(evaluated_after_loading) == [(True, True), (True, True)]
+
+
 def refused(rank: int, world: int, key: str) -> tuple[str, bool]:
     params, opt = build("AdamW", None)
     train(opt, params, rank, range(4))
@@ -215,6 +232,8 @@ def refused(rank: int, world: int, key: str) -> tuple[str, bool]:
         bad["anchor"]["point"][0] += 1
     elif key == "exchange":
         bad["exchange"] = {"errors": {}}
+    elif key == "local":
+        bad["local"] = [torch.zeros(2)]
     else:
         del bad[key]
     try:
@@ -224,7 +243,7 @@ def refused(rank: int, world: int, key: str) -> tuple[str, bool]:
     return "", False
 
 
-@pytest.mark.parametrize("key", ["anchor", "inner", "exchange", "rounds"])
+@pytest.mark.parametrize("key", ["anchor", "inner", "exchange", "local", "rounds"])
 def test_a_state_that_does_not_fit_changes_nothing(pair, key: str) -> None:
     said, unchanged = pair.run(refused, key)[0]
     assert said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,11 +14,12 @@ from hasten.distributed.anchor import Anchor, Outer, checksum, load_together, me
 from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.inner import carry, renew, switches
 from hasten.distributed.linear import AllReduce, Subspace
+from hasten.distributed.parcels import packed
 from hasten.sketches import Sketch
 from hasten.wire import Communication, Wire, serve, wait
 
-PARCEL = 2**24
-"""Entries that are exchanged together: enough to fill a link, little beside a large model."""
+PARCEL = 2**26
+"""Bytes that are exchanged together: enough to fill a link, little beside a large model."""
 STATE = ("inner", "anchor", "exchange", "local", "rounds", "steps_in_round", "rejected_rounds")
 
 
@@ -109,10 +110,13 @@ class LocalSteps(torch.optim.Optimizer):
         buffers: Iterable[Tensor] = (),
         group: Any = None,
     ) -> None:
-        _check(inner, every, exchange)
+        buffers = list(buffers)
+        _check(inner, every, exchange, buffers)
         self.inner = inner
         self.every = every
-        self.parameters = [p for g in inner.param_groups for p in g["params"] if p.requires_grad]
+        everything = [p for g in inner.param_groups for p in g["params"]]
+        self.parameters = [p for p in everything if p.requires_grad]
+        self._frozen = [p for p in everything if not p.requires_grad]
         self.buffers = [b for b in buffers if b.is_floating_point()]
         if exchange is None:
             exchange = AllReduce()
@@ -200,10 +204,14 @@ class LocalSteps(torch.optim.Optimizer):
             What the inner optimizer's step returns.
 
         Raises:
-            RuntimeError: the parameters hold the anchor for evaluation; call ``opt.train()`` first. Nothing is changed.
+            RuntimeError: the parameters hold the anchor for evaluation, or one was frozen once. Nothing is changed.
             WorkerLost: another worker is gone.
         """
         self._require_training("step")
+        if any(p.requires_grad for p in self._frozen):
+            raise RuntimeError(
+                "LocalSteps: a parameter that was frozen when this was made is no more; make a new one"
+            )
         self._meet()
         loss = self.inner.step(closure)
         self.steps_in_round += 1
@@ -258,16 +266,8 @@ class LocalSteps(torch.optim.Optimizer):
                 b.copy_(average)
 
     def _parcels(self, tensors: Sequence[Tensor], part: str) -> Iterator[Parcel]:
-        """Tensors of one kind together, up to a size."""
-        kinds: dict[Any, list[list[int]]] = {}
-        for i, t in enumerate(tensors):
-            batches = kinds.setdefault((t.device, t.dtype), [[]])
-            if batches[-1] and sum(tensors[j].numel() for j in batches[-1]) + t.numel() > PARCEL:
-                batches.append([])
-            batches[-1].append(i)
-        for batches in kinds.values():
-            for batch in batches:
-                yield Parcel([tensors[i] for i in batch], batch, self.rounds, part)
+        for members in packed(tensors, PARCEL):
+            yield Parcel([tensors[i] for i in members], members, self.rounds, part)
 
     def _return(self) -> None:
         """θ_i ← θ; the inner optimizer's other points by the same distance."""
@@ -359,18 +359,23 @@ class LocalSteps(torch.optim.Optimizer):
         for key in STATE:
             if key not in state_dict:
                 raise ValueError(f"LocalSteps: the state dict has no {key!r}; it is not of LocalSteps")
+        local, counts = state_dict["local"], [int(state_dict[name]) for name in STATE[-3:]]
+        if local is not None and [t.shape for t in local] != [p.shape for p in self.parameters]:
+            raise ValueError("LocalSteps: 'local' in the state dict is not of these parameters")
         try:
             load_together(
                 [(getattr(self, name), state_dict[name]) for name in ("anchor", "exchange", "inner")]
             )
         finally:
             self._adopt()
-        local = state_dict["local"]
         self._local = local and [t.to(p, copy=True) for t, p in zip(local, self.parameters, strict=True)]
-        self.rounds, self.steps_in_round, self.rejected_rounds = (
-            int(state_dict[name]) for name in STATE[-3:]
-        )
+        self.rounds, self.steps_in_round, self.rejected_rounds = counts
         self._met, self._resumed = False, True
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "LocalSteps: it has a process group and cannot be copied or pickled; save opt.state_dict()"
+        )
 
     def __repr__(self) -> str:
         return (
@@ -379,7 +384,7 @@ class LocalSteps(torch.optim.Optimizer):
         )
 
 
-def _check(inner: Any, every: Any, exchange: Any) -> None:
+def _check(inner: Any, every: Any, exchange: Any, buffers: Sequence[Any]) -> None:
     if not isinstance(inner, torch.optim.Optimizer):
         raise TypeError(f"LocalSteps: inner = {inner!r} is not allowed; it must be an optimizer")
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
@@ -388,3 +393,8 @@ def _check(inner: Any, every: Any, exchange: Any) -> None:
         raise TypeError(
             f"LocalSteps: exchange = {exchange!r} is not allowed; it must be an Exchange, a Sketch or None"
         )
+    for b in buffers:
+        if not isinstance(b, Tensor):
+            raise TypeError(
+                f"LocalSteps: buffers with a {type(b).__name__} is not allowed; it must be tensors"
+            )

@@ -11,7 +11,7 @@ from torch.futures import Future
 
 from hasten.distributed.compressors import Average, Compressor, Gather, Message, finish
 from hasten.distributed.exchange import finished
-from hasten.wire import Wire
+from hasten.wire import Wire, wait
 
 
 def average(tensors: Sequence[Tensor], wire: Wire, part: str) -> Future[list[Tensor]]:
@@ -85,7 +85,7 @@ def exchanged(
         return answer[:own] if joined else answer
 
     for _ in range(compressor.rounds - 1):
-        question = rounds.send(answered(asked.wait()))
+        question = rounds.send(answered(wait(asked)))
         joined = []
         asked = _ask(question.tensors, question, wire, part)
 
