@@ -159,6 +159,20 @@ def test_a_rejected_round_leaves_the_memory_of_the_exchange(pair) -> None:
         assert counts == (2, 1)
 
 
+def spoilt_buffer(rank: int, world: int) -> list[list[float]]:
+    params = start()
+    buffers = [torch.tensor([1.0 + rank]), torch.tensor([torch.nan if rank else 3.0])]
+    opt = LocalSteps(INNERS["SGD"](params), every=2, buffers=buffers)
+    train(opt, params, rank, range(2))
+    return [b.tolist() for b in buffers]
+
+
+def test_a_buffer_that_is_not_finite_on_one_worker_stays_there(pair) -> None:
+    first, second = pair.run(spoilt_buffer)
+    assert first == [[1.5], [3.0]]
+    assert second[0] == [1.5]
+
+
 # -- saving ----------------------------------------------------------------------------------------------------------
 
 

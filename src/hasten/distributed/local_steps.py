@@ -118,8 +118,7 @@ class LocalSteps(torch.optim.Optimizer):
         self.parameters = [p for p in everything if p.requires_grad]
         self._frozen = [p for p in everything if not p.requires_grad]
         self.buffers = [b for b in buffers if b.is_floating_point()]
-        if exchange is None:
-            exchange = AllReduce()
+        exchange = AllReduce() if exchange is None else exchange
         self.exchange = Subspace(exchange) if isinstance(exchange, Sketch) else exchange
         if outer is None:
             outer = nesterov if isinstance(self.exchange, AllReduce) else mean_of_workers
