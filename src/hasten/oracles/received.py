@@ -83,6 +83,7 @@ class Received(Sketched):
 
     network: Network | None = None
     shared_loss: bool = False
+    arrives: ClassVar[bool] = True
     formula: ClassVar[str] = "s = mean(Pᵀ∇f_i(y)) over the workers;  G = P s"
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hasten.oracles.averaging import mean_of_coordinates, mean_of_number, replicated, workers
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.oracles.directional import Direction, push, second_derivative, squared_norm
 from hasten.oracles.substitution import Loss, State
@@ -89,11 +90,16 @@ class SubspaceOracle(Oracle, abc.ABC):
     (how many numbers were learnt), ``evaluations`` (of the closure), ``short_step`` (where the sketch fixes it,
     otherwise NaN) and, with ``curvature=True``, ``curvature`` = Gᵀ∇²f(y)G.
 
+    With ``averaged=True``, or given a DistributedDataParallel model, f is the mean of all workers' losses: s, the loss
+    and the curvature are averaged, which takes r floats and 8 bytes for each of the others. Workers must start at the
+    same parameters and with the same seed, which is checked.
+
     Args:
         rank: r, shared by all parameters; 1 if neither it nor a sketch is given.
         sketch: the family of P; by default balanced CountSketch of this rank over all parameters together.
         weight_decay: λ of (λ/2)‖y‖².
         curvature: whether to learn Gᵀ∇²f(y)G too, at the price of two more derivatives.
+        averaged: whether to average over all workers of torch.distributed's default process group.
 
     Raises:
         ValueError: rank and sketch contradict each other, or the rank exceeds the number of parameters.
@@ -103,11 +109,14 @@ class SubspaceOracle(Oracle, abc.ABC):
     sketch: Sketch | None = None
     weight_decay: Value = hyper(0.0, NONNEGATIVE, "λ of (λ/2)‖y‖², a part of the objective")
     curvature: bool = False
+    averaged: bool = False
     formula: ClassVar[str] = "s = Pᵀ∇f(y);  G = P s"
     bend_evaluations: ClassVar[int] = 2
     """How often the closure is evaluated for the curvature."""
     backpropagates: ClassVar[bool] = False
     """Whether the gradient is known whole, so that parameters may be DTensors."""
+    arrives: ClassVar[bool] = False
+    """Whether the numbers are those of all workers already."""
 
     def __post_init__(self) -> None:
         owner, own = type(self).__name__, None if self.sketch is None else self.sketch.rank
@@ -139,8 +148,14 @@ class SubspaceOracle(Oracle, abc.ABC):
         loss = None if closure is None else Loss(closure, variables, optimizer.module, owner)
         drawn = self.drawn(variables, optimizer.seed, int(optimizer.param_groups[0]["step"]))
         start = State(optimizer.module, {p.device for p in variables})
+        ranks = [block.draw.rank for block in drawn]
+        wire = None if self.arrives else workers(optimizer, variables, ranks, self.averaged)
         try:
             lesson = self.learn(optimizer, loss, drawn, start)
+            if wire is not None:
+                lesson.value = mean_of_number(lesson.value, "loss", variables[0], wire)
+                if not (self.backpropagates and replicated(optimizer.module)):
+                    lesson.coordinates = mean_of_coordinates(_complete(drawn, lesson.coordinates), wire)
             drawn = drawn if lesson.drawn is None else lesson.drawn
             learnt: list[tuple[DrawnBlock, Tensor]] = []
             for block, s in zip(drawn, lesson.coordinates, strict=True):
@@ -172,6 +187,10 @@ class SubspaceOracle(Oracle, abc.ABC):
                     return [found[p] if p in found else torch.zeros_like(p) for p in variables]
 
                 numbers["curvature"] = self.bend(loss, variables, along, start)
+                if wire is not None:
+                    numbers["curvature"] = mean_of_number(
+                        numbers["curvature"], "curvature", variables[0], wire
+                    )
                 numbers["evaluations"] += self.bend_evaluations
                 after.restore()
             gradients = lifted()
@@ -233,6 +252,14 @@ def decays(optimizer: Any, key: str) -> dict[Tensor, float]:
         for p in group["params"]
         if p.requires_grad
     }
+
+
+def _complete(drawn: list[DrawnBlock], coordinates: Sequence[Tensor | None]) -> list[Tensor]:
+    """s of every block, zero where there is nothing to learn: other workers may have learnt something."""
+    return [
+        torch.zeros(block.draw.rank, dtype=block.dtype, device=block.device) if s is None else s
+        for block, s in zip(drawn, coordinates, strict=True)
+    ]
 
 
 def _short_step(drawn: list[DrawnBlock]) -> float:
