@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hasten.wire import Wire, serve, serving
+from hasten.wire import Wire, serve, serving, wait
 
 Box = tuple[slice, ...]
 """Where a part lies in the whole: a range of every dimension."""
@@ -150,7 +150,8 @@ def whole(t: Tensor, part: str, of: Tensor | None = None) -> Tensor:
     sent = own.new_zeros(max(sizes))  # workers send equally much
     sent[: own.numel()] = own.reshape(-1)
     out = own.new_empty(found.shape)
-    for r, flat in enumerate(found.wire.gather(sent, part).wait()):
+    everyone = wait(found.wire.gather(sent, part))
+    for r, flat in enumerate(everyone):
         out[found.boxes[r]] = flat[: sizes[r]].view(found.part_shape(r))
     return out
 
@@ -211,9 +212,8 @@ def total(term: float, of: Tensor) -> float:
     found = division(of)
     if found is None:
         return term
-    return float(
-        found.wire.sum(torch.tensor(term, dtype=torch.float64, device=local(of).device), "sums").wait()
-    )
+    own = torch.tensor(term, dtype=torch.float64, device=local(of).device)
+    return float(wait(found.wire.sum(own, "sums")))
 
 
 def _placement(t: Any) -> tuple[Any, Any]:

@@ -92,9 +92,7 @@ def optimizer_description(optimizer: Any) -> str:
     for number, group in enumerate(optimizer.param_groups):
         lines.append(f"group {number}: parameters = {[tuple(p.shape) for p in group['params']]}")
         lines += [f"group {number}: {key} = {_plain(group[key])}" for key in sorted(group) if key != "params"]
-    return re.sub(
-        r" at 0x[0-9a-fA-F]+", "", "\n".join(lines)
-    )  # where a function lies in memory is its own affair
+    return _told("\n".join(lines))
 
 
 def _plain(value: Any) -> str:
@@ -135,10 +133,14 @@ def compare(everyone: list[dict[str, Any]]) -> None:
     for name in {name: None for each in everyone for name in each}:
         holders: dict[str, list[int]] = {}
         for rank, each in enumerate(everyone):
-            value = each.get(name)
-            holders.setdefault(value if isinstance(value, str) else repr(value), []).append(rank)
+            holders.setdefault(_told(each.get(name)), []).append(rank)
         if len(holders) > 1:
             raise Disagreement(_difference(name, holders))
+
+
+def _told(value: Any) -> str:
+    """A value in words, without where in memory a function or an object lies: that is each worker's own affair."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", value if isinstance(value, str) else repr(value))
 
 
 def _difference(name: str, holders: Mapping[str, list[int]]) -> str:

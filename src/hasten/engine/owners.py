@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hasten.sharding import Division
-from hasten.wire import Wire
+from hasten.wire import Wire, wait
 
 _ALIGNMENT = 8
 """Every piece of a message starts at a multiple of so many bytes, so that it can be read as any dtype."""
@@ -146,7 +146,7 @@ class Owners:
         message = torch.zeros(sum(to), dtype=torch.uint8, device=self.device)
         for piece, place in _places(outgoing, message):
             place.copy_(piece)
-        found = self.wire.exchange(message, to, of, self.part).wait()
+        found = wait(self.wire.exchange(message, to, of, self.part))
         for piece, place in _places(incoming, found):
             piece.copy_(place)
 

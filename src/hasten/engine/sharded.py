@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hasten.sharding import Division, division, is_distributed, local, wire_over
-from hasten.wire import Wire, serve
+from hasten.wire import Wire, serve, wait
 
 
 class Sharding:
@@ -53,7 +53,7 @@ class Sharding:
         """Which of the flags are set on any worker."""
         counts = torch.tensor(flags, dtype=torch.int32, device=self.device)
         for wire in self.everyone:
-            counts = wire.sum(counts, "finite").wait()
+            counts = wait(wire.sum(counts, "finite"))
         return [count > 0 for count in counts.tolist()]
 
     def mean(self, numbers: dict[str, float]) -> dict[str, float]:
@@ -62,14 +62,13 @@ class Sharding:
             return numbers
         values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self.device)
         for wire in self.everyone:
-            values = wire.sum(values, "sums").wait() / wire.world
+            values = wait(wire.sum(values, "sums")) / wire.world
         return dict(zip(numbers, values.tolist(), strict=True))
 
     def total(self, rows: Sequence[Sequence[float]], wire: Wire) -> list[list[float]]:
         """The sums of each row over all shards."""
         if not rows or not rows[0]:
             return [list(row) for row in rows]
-        found: list[list[float]] = (
-            wire.sum(torch.tensor(rows, dtype=torch.float64, device=self.device), "sums").wait().tolist()
-        )
+        own = torch.tensor(rows, dtype=torch.float64, device=self.device)
+        found: list[list[float]] = wait(wire.sum(own, "sums")).tolist()
         return found
