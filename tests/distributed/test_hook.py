@@ -196,7 +196,8 @@ def mistakes(rank: int, world: int) -> list[str]:
             super().__init__()
             self.w = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
 
-    refused(TypeError, lambda: SubspaceHook().register(DDP(Complex())))
+    refused(TypeError, lambda: Hook(AllReduce()).register(DDP(Complex())))
+    refused(TypeError, lambda: SubspaceHook().register(DDP(nn.Sequential(nn.Embedding(9, 4, sparse=True)))))
     return said
 
 
@@ -211,11 +212,27 @@ def test_mistakes_are_refused_by_name(pair) -> None:
             "cannot be copied or pickled",
             "a state dict with the keys ['step'] is not allowed",
             "'memory'",
-            "parameter 'module.w' is complex",
+            "parameter 'w' is complex",
+            "'0' has sparse gradients",
         ]
         assert len(said) == len(patterns)
         for pattern, text in zip(patterns, said, strict=True):
             assert pattern in text
+
+
+def ignoring(rank: int, world: int) -> tuple[int, list[Tensor]]:
+    net = network()
+    DDP._set_params_and_buffers_to_ignore_for_model(net, ["2.weight"])
+    model = DDP(net)
+    hook = Hook(AllReduce()).register(model)
+    model(data(1)[0] + rank).sum().backward()
+    return hook.step, [p.grad for p in net.parameters()]
+
+
+def test_parameters_that_are_ignored_stay_out_of_it(pair) -> None:
+    (steps, first), (_, second) = pair.run(ignoring)
+    assert steps == 1
+    assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [i != 2 for i in range(6)]
 
 
 def strangers(rank: int, world: int, kind: str) -> str:
@@ -236,16 +253,19 @@ def strangers(rank: int, world: int, kind: str) -> str:
             hook.load_state_dict({"step": 7, "exchange": {}})
         x, y = data(1)
         ((model(x) - y) ** 2).mean().backward()
+        if kind == "later":
+            hook.load_state_dict({"step": 2 if odd else 1, "exchange": {}})
+            model(x).mean().backward()
     except Disagreement as error:
         return str(error)
     raise AssertionError("no disagreement")
 
 
-@pytest.mark.parametrize("kind", ["seed", "sketch", "step"])
+@pytest.mark.parametrize("kind", ["seed", "sketch", "step", "later"])
 def test_a_stranger_is_named_on_every_rank(pair, kind: str) -> None:
     for text in pair.run(strangers, kind):
         assert "rank 1 with" in text
-        assert {"seed": "same seed", "sketch": "same sketch", "step": "number of averagings"}[kind] in text
+        assert {"seed": "same seed", "sketch": "same sketch"}.get(kind, "number of averagings") in text
 
 
 def late(rank: int, world: int) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -19,7 +19,7 @@ from hasten.distributed.parcels import Parcels, packed
 from hasten.oracles.received import Arrival, Received
 from hasten.sketches import Sketch
 from hasten.sketches.layers import Shape, vectors
-from hasten.wire import Communication, Wire, serve
+from hasten.wire import Communication, Wire, serve, wait
 
 
 class Hook:
@@ -64,7 +64,7 @@ class Hook:
         """Attach to a DistributedDataParallel model; returns the hook.
 
         Raises:
-            TypeError: the model is not a DistributedDataParallel.
+            TypeError: the model is not a DistributedDataParallel, or a parameter is complex or has sparse gradients.
             RuntimeError: the hook is attached already, or the model has another.
             Disagreement: a worker has another model, seed or exchange; names it. Raised on every worker.
         """
@@ -84,8 +84,9 @@ class Hook:
             raise RuntimeError(
                 f"{type(self).__name__}: the model has a communication hook already, and torch allows one"
             )
-        parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        self._check(model)
+        named = _averaged(model)
+        _check(type(self).__name__, model, named)
+        parameters: list[Tensor] = list(named.values())
         wire = Wire(model.process_group)
         self.exchange.prepare([p.shape for p in parameters])
         agree(wire, {"model": description(model), **self.exchange.facts})
@@ -97,9 +98,6 @@ class Hook:
         )
         serve(parameters, wire)
         return self
-
-    def _check(self, model: DistributedDataParallel) -> None:
-        """Refuse what the exchange cannot average."""
 
     def _average(self, bucket: Any) -> Future[Tensor]:
         assert self.wire is not None
@@ -137,8 +135,9 @@ class Hook:
                 f"{type(self).__name__}: a state dict with the keys {sorted(state_dict)} is not allowed; "
                 "it must be what state_dict() returned"
             )
+        step = int(state_dict["step"])
         self.exchange.load_state_dict(state_dict["exchange"])
-        self.step, self._agreed = int(state_dict["step"]), False
+        self.step, self._agreed = step, False
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -148,6 +147,28 @@ class Hook:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.exchange!r})"
+
+
+def _averaged(model: DistributedDataParallel) -> dict[str, Tensor]:
+    """The parameters, by name, that DistributedDataParallel brings to its hook."""
+    ignored = model.parameters_to_ignore
+    return {n: p for n, p in model.module.named_parameters() if p.requires_grad and n not in ignored}
+
+
+def _check(owner: str, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse what torch does not hand to a hook as it is."""
+    for name, p in parameters.items():
+        if p.is_complex():  # of its gradient, torch shows the first half
+            raise TypeError(
+                f"{owner}: parameter {name!r} is complex, which communication hooks do not support"
+            )
+    for name, module in model.named_modules():
+        sparse = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse
+        if sparse and module.weight.requires_grad:
+            raise TypeError(
+                f"{owner}: {name.removeprefix('module.')!r} has sparse gradients, which are not supported; "
+                "make it with sparse=False"
+            )
 
 
 def _laid_out(g: Tensor, p: Tensor) -> Tensor:
@@ -190,13 +211,6 @@ class SubspaceHook(Hook):
     ) -> None:
         super().__init__(Subspace(sketch, exact=exact, seed=seed))
 
-    def _check(self, model: DistributedDataParallel) -> None:
-        for name, p in model.named_parameters():
-            if p.requires_grad and p.is_complex():
-                raise TypeError(
-                    f"{type(self).__name__}: parameter {name!r} is complex, which sketches do not support"
-                )
-
     @property
     def oracle(self) -> Received:
         """What arrived, for optimizers of r numbers: ``SubspaceNesterov(model, oracle=hook.oracle)``.
@@ -222,7 +236,7 @@ class SubspaceHook(Hook):
         """The mean over all workers, each of which calls this."""
         assert self.wire is not None
         own = torch.tensor([number / self.wire.world], dtype=torch.float64, device=self.parameters[0].device)
-        return float(self.wire.sum(own, part).wait())
+        return float(wait(self.wire.sum(own, part)))
 
     @contextlib.contextmanager
     def apart(self) -> Iterator[None]:
