@@ -124,6 +124,14 @@ def test_a_client_with_another_sketch_or_model_says_so() -> None:
         sketched(model(0), model(1), {}, SKETCH)
 
 
+def test_a_round_starts_from_the_model_that_it_is_given() -> None:
+    server = SketchedMean(outer=lambda params: hasten.SGD(params, lr=1.0, momentum=0.9))
+    for start, end in ((0.0, 2.0), (10.0, 11.0)):  # what was between is not the server's work
+        before, after = {"bias": torch.full((2,), start)}, {"bias": torch.full((2,), end)}
+        moved = server.finish([(1, sketched(before, after, server.begin(before)))])
+        assert moved["bias"].tolist() == [end, end]
+
+
 def test_mistakes_of_the_server_are_answered() -> None:
     with pytest.raises(TypeError, match=r"outer = 3 is not allowed"):
         SketchedMean(outer=3)  # type: ignore[arg-type]

@@ -164,8 +164,10 @@ def undisturbed(rank: int, world: int, closure_does_it: bool) -> Any:
         model = DDP(Noisy(), bucket_cap_mb=0.001)
         hook = SubspaceHook(SKETCH, seed=3).register(model)
         opt = hasten.SubspaceNesterov(model, oracle=hook.oracle, lr=1e-6, **options)
+        buffers_sent: list[bool] = []
 
-        def closure(model: Any = model) -> Tensor:
+        def closure(model: Any = model, buffers_sent: list[bool] = buffers_sent) -> Tensor:
+            buffers_sent.append(model.will_sync_module_buffers())
             loss = ((model(x) - y) ** 2).mean()
             if closure_does_it:
                 model.zero_grad()
@@ -182,6 +184,7 @@ def undisturbed(rank: int, world: int, closure_does_it: bool) -> Any:
                 "has gradients": [g is not None for g in grads],
                 "messages": hook.communication.parts["gradients"].calls,
                 "averagings": hook.step,
+                "buffers sent": sum(buffers_sent),
                 "synchronises": (model.require_backward_grad_sync, model.require_forward_param_sync),
             }
         )
@@ -302,7 +305,10 @@ def changed(rank: int, world: int, change: str) -> Any:
     x, y = (t.chunk(world)[rank].float() for t in data(world))
     model = DDP(network().float(), bucket_cap_mb=0.01)
     hook = SubspaceHook(SKETCH, seed=3).register(model)
-    opt = hasten.SubspaceNesterov(model, oracle=hook.oracle, smoothness=20.0, on_nonfinite="raise")
+    decay = 0.1 if "decay" in change else 0.0
+    opt = hasten.SubspaceNesterov(
+        model, oracle=hook.oracle, smoothness=20.0, on_nonfinite="raise", weight_decay=decay
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=1000.0 if change == "odd scale" else 2.0**16)
     for k in range(4):
         opt.zero_grad()
@@ -315,7 +321,7 @@ def changed(rank: int, world: int, change: str) -> Any:
             scaler.update()
             continue
         loss.backward()
-        if change == "norm":
+        if "norm" in change:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         elif change == "value":
             torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3)
@@ -335,14 +341,15 @@ def changed(rank: int, world: int, change: str) -> Any:
 def reference(change: str) -> list[Tensor]:
     x, y = (t.float() for t in data(2))
     net = network().float()
-    opt = hasten.SubspaceNesterov(net, sketch=PerLayer(SKETCH), seed=3, smoothness=20.0)
+    decay = 0.1 if "decay" in change else 0.0
+    opt = hasten.SubspaceNesterov(net, sketch=PerLayer(SKETCH), seed=3, smoothness=20.0, weight_decay=decay)
     draws = itertools.count()
     for k in range(4):
         loss = ((net(x) - y) ** 2).mean()
         if change == "overflowing scale" and k == 1:
             next(draws)
             continue
-        if change == "norm":  # by the norm of P Pᵀg, as the workers see it
+        if "norm" in change:  # by the norm of P Pᵀg, as the workers see it
             whole = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
             family = PerLayer(SKETCH).bind([p.shape for p in net.parameters()])
             lifted = [
@@ -355,7 +362,7 @@ def reference(change: str) -> list[Tensor]:
     return [p.detach() for p in net.parameters()]
 
 
-@pytest.mark.parametrize("change", ["scale", "odd scale", "norm", "none"])
+@pytest.mark.parametrize("change", ["scale", "odd scale", "norm", "norm beside decay", "none"])
 def test_a_common_factor_is_taken_along(pair, change: str) -> None:
     (first, _), (second, _) = pair.run(changed, change)
     for a, b, p in zip(first, second, reference(change), strict=True):
