@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import hasten
-from hasten.distributed import AllReduce, Communication, Exchange, Hook, SubspaceHook, Traffic, WorkerLost
+from hasten import sharding
+from hasten.distributed import (
+    AllReduce,
+    Communication,
+    ErrorFeedback,
+    Exchange,
+    Hook,
+    LocalSteps,
+    LowRank,
+    SubspaceHook,
+    Traffic,
+    WorkerLost,
+)
 from hasten.distributed.exchange import Parcel
 from hasten.distributed.parcels import Parcels, packed
 from hasten.wire import Wire, losing
@@ -105,6 +122,49 @@ def failing(rank: int, world: int) -> str:
 
 def test_an_exchange_that_fails_stops_backward(pair) -> None:
     assert all("WorkerLost: nobody is there" in text for text in pair.run(failing))
+
+
+class Broken:
+    """What a collective gives whose other end is gone."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.future: Future[None] = Future()
+        self.future.set_exception(RuntimeError("Connection closed by peer"))
+
+    def get_future(self) -> Future[None]:
+        return self.future
+
+
+def waited_for(rank: int, world: int) -> list[str]:
+    mesh = init_device_mesh("cpu", (world,))
+    p = nn.Parameter(distribute_tensor(torch.ones(8, 4), mesh, [Shard(0)]))
+    p.grad = distribute_tensor(torch.ones(8, 4), mesh, [Shard(0)])
+    hook = SubspaceHook().register(DDP(nn.Linear(3, 1)))
+    local = LocalSteps(
+        torch.optim.SGD(nn.Linear(20, 20).parameters(), lr=0.1), exchange=ErrorFeedback(LowRank(2))
+    )
+    actions: list[Callable[[], Any]] = [
+        lambda: sharding.total(1.0, of=p),
+        lambda: sharding.whole(p, "parameters"),
+        lambda: hasten.AdamW([p], on_nonfinite="skip").step(),
+        lambda: hasten.Adafactor([p]).step(),
+        lambda: hook.mean(1.0, "loss"),
+        lambda: local._exchange([torch.ones_like(q) for q in local.parameters]),
+    ]
+    with mock.patch.multiple(dist, all_reduce=Broken, all_gather=Broken, all_to_all_single=Broken):
+        return [kind_of_error(action) for action in actions]
+
+
+def kind_of_error(action: Callable[[], Any]) -> str:
+    try:
+        action()
+    except Exception as error:
+        return type(error).__name__
+    return "none"
+
+
+def test_a_lost_worker_is_told_by_the_kind_of_the_error(pair) -> None:
+    assert pair.run(waited_for) == [["WorkerLost"] * 6] * 2
 
 
 def given_up(rank: int, world: int) -> Any:
