@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import hasten
-from hasten.distributed import Disagreement, SubspaceHook
+from hasten.distributed import Disagreement, SubspaceHook, TopK
 from hasten.distributed.agreement import agree_on, compare, description, optimizer_description
 from hasten.sketches import BalancedCountSketch, CountSketch
 
@@ -201,3 +201,9 @@ def test_descriptions_hold_no_addresses() -> None:
 def test_the_values_of_parameters_are_no_part_of_a_model() -> None:
     torch.manual_seed(0)
     assert description(network()) == description(network())
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "hook"])
+def test_what_cannot_be_compared_is_refused(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"agree_on: {name} = TopK\(.*\) is not allowed"):
+        agree_on(**{name: TopK()})

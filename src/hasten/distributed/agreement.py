@@ -41,6 +41,7 @@ def agree_on(
 
     Raises:
         Disagreement: on every worker, naming the ranks that deviate and both values.
+        TypeError: an argument is of another kind.
         WorkerLost: a worker did not take part within the group's timeout.
 
     Example:
@@ -50,13 +51,21 @@ def agree_on(
         >>> agree_on(net, hasten.AdamW(net, lr=1e-3))
         >>> dist.destroy_process_group()
     """
+    hook = getattr(hook, "exchange", hook)
+    for name, value, has, kind in (
+        ("model", model, "named_parameters", "a torch.nn.Module"),
+        ("optimizer", optimizer, "param_groups", "an optimizer"),
+        ("hook", hook, "facts", "a Hook or an Exchange"),
+    ):
+        if value is not None and not hasattr(value, has):
+            raise TypeError(f"agree_on: {name} = {value!r} is not allowed; it must be {kind}")
     facts: dict[str, Any] = {}
     if model is not None:
         facts["model"] = description(model)
     if optimizer is not None:
         facts["optimizer"] = optimizer_description(optimizer)
     if hook is not None:
-        facts |= getattr(hook, "exchange", hook).facts
+        facts |= hook.facts
     agree(Wire(group), facts)
 
 
