@@ -51,13 +51,13 @@ def agree_on(
         >>> agree_on(net, hasten.AdamW(net, lr=1e-3))
         >>> dist.destroy_process_group()
     """
-    hook = getattr(hook, "exchange", hook)
-    for name, value, has, kind in (
-        ("model", model, "named_parameters", "a torch.nn.Module"),
-        ("optimizer", optimizer, "param_groups", "an optimizer"),
-        ("hook", hook, "facts", "a Hook or an Exchange"),
+    exchange = getattr(hook, "exchange", hook)
+    for name, value, fits, kind in (
+        ("model", model, hasattr(model, "named_parameters"), "a torch.nn.Module"),
+        ("optimizer", optimizer, hasattr(optimizer, "param_groups"), "an optimizer"),
+        ("hook", hook, hasattr(exchange, "facts"), "a Hook or an Exchange"),
     ):
-        if value is not None and not hasattr(value, has):
+        if value is not None and not fits:
             raise TypeError(f"agree_on: {name} = {value!r} is not allowed; it must be {kind}")
     facts: dict[str, Any] = {}
     if model is not None:
@@ -65,7 +65,7 @@ def agree_on(
     if optimizer is not None:
         facts["optimizer"] = optimizer_description(optimizer)
     if hook is not None:
-        facts |= hook.facts
+        facts |= exchange.facts
     agree(Wire(group), facts)
 
 
