@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import math
 import re
 from pathlib import Path
@@ -236,3 +237,10 @@ def benchmark_commands() -> str:
         about = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0].partition(": ``")[0].rstrip(".")
         rows.append([code(f"python -m {'.'.join(place.parts)}"), about])
     return table(["program", "what it measures"], rows)
+
+
+def thin_network(title: str) -> str:
+    """Those tables of the claim on bytes between workers whose titles have these words, under their titles."""
+    record = json.loads((BENCHMARKS / "claims" / "results" / "thin_network_bytes.json").read_text())
+    found = [t for t in record["tables"] if title in t["title"]]
+    return "\n\n".join(f"**{t['title']}**\n\n{table(t['columns'], t['rows'])}" for t in found)

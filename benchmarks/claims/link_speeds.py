@@ -86,6 +86,7 @@ def draw(panels: Sequence[tuple[str, Sequence[Price]]], path: Path) -> None:
     """One panel a task, one line a method; rings where the first changes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     from hasten.race.figures import LOOK
     from hasten.race.palette import style
@@ -111,6 +112,8 @@ def draw(panels: Sequence[tuple[str, Sequence[Price]]], path: Path) -> None:
                 )
             axes.set_xscale("log")
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("link of every worker, bits per second")
             axes.set_title(title, loc="left", fontweight="bold")
         figure.axes[0].set_ylabel("seconds to the target loss")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -10,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import hasten
-from benchmarks.claims.crew import Found
+from benchmarks.claims.claim import Table
+from benchmarks.claims.crew import Found, Ledger
 from hasten.distributed import AllReduce, Hook, SubspaceHook
 from hasten.problems import RidgeSoftmax
 from hasten.race.workers import Workers
@@ -19,6 +23,7 @@ from hasten.theory import Prediction, predict
 from hasten.wire import communication
 
 RANKS = (128, 64, 16, 4)
+SEEDS = (0, 1)
 ACCURACY = 1e-2
 """Part of the initial gap that is left."""
 
@@ -89,3 +94,68 @@ def descended(job: Descent, workers: Workers) -> Found:
         if reached:
             return {"steps": step, "sent": communication(parameters).total.sent}
     return {"steps": None, "sent": communication(parameters).total.sent}
+
+
+@dataclasses.dataclass
+class Growth:
+    """Subspace Nesterov from r numbers a step, against Nesterov from whole gradients."""
+
+    rank: int
+    steps: float
+    whole_steps: int
+    sent: float
+    whole_sent: float
+    predicted: float
+    predicted_fewer: float
+
+    @property
+    def measured(self) -> float:
+        """Steps, in those of the full method."""
+        return self.steps / self.whole_steps
+
+    @property
+    def agrees(self) -> bool:
+        """Within 20 %."""
+        return abs(self.measured / self.predicted - 1) <= 0.2
+
+
+def growth(world: int, ranks: Sequence[int], ledger: Ledger) -> list[Growth]:
+    """On ridge softmax regression, whose constants are known."""
+    whole = ledger.all(descended, [Descent(world, None, 0)])[0]
+    rows = []
+    for rank in ranks:
+        found = ledger.all(descended, [Descent(world, rank, seed) for seed in SEEDS])
+        theory = prediction(world, rank)
+        rows.append(
+            Growth(
+                rank,
+                statistics.mean(f["steps"] or math.inf for f in found),
+                whole["steps"],
+                statistics.mean(f["sent"] for f in found),
+                whole["sent"],
+                theory.inflation,
+                theory.speed_up,
+            )
+        )
+    return rows
+
+
+def growth_table(rows: list[Growth], world: int) -> Table:
+    """Measured against predicted."""
+    d = problem(world).dimension
+    return Table(
+        f"Steps of SubspaceNesterov over the subspace hook to a gap of {ACCURACY:g} of the first: ridge softmax "
+        f"regression on digits, d = {d}, {world} workers, {len(SEEDS)} seeds",
+        ["r", "steps", "× Nesterov's, measured", "predicted I", "bytes fewer, measured", "predicted S"],
+        [
+            [
+                f"{g.rank}",
+                f"{g.steps:.0f}",
+                f"{g.measured:.2f}",
+                f"{g.predicted:.2f}",
+                f"{g.whole_sent / g.sent:.2f}×",
+                f"{g.predicted_fewer:.2f}×",
+            ]
+            for g in rows
+        ],
+    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import Progress
@@ -17,15 +16,24 @@ from benchmarks.claims import link_speeds
 from benchmarks.claims.claim import RESULTS, Check, Claim, Table, command_line
 from benchmarks.claims.crew import Found, Ledger
 from benchmarks.claims.link_speeds import Price
-from benchmarks.claims.shared_softmax import ACCURACY, RANKS, Descent, descended, prediction, problem
-from benchmarks.claims.thin_network_methods import SETTINGS, Method, Setting, quick_setting
+from benchmarks.claims.shared_softmax import RANKS, Growth, growth, growth_table
+from benchmarks.claims.thin_network_methods import (
+    EVERY_STEP,
+    EXACT,
+    FED_BACK,
+    LOCAL,
+    POWERSGD,
+    SETTINGS,
+    Method,
+    Setting,
+    quick_setting,
+)
 from benchmarks.claims.trained import Cell, paced, trained
 
 NAME = "thin_network_bytes"
 FEWER = 50
 """How many times fewer bytes are asked for."""
-GROWTH_SEEDS = (0, 1, 2)
-PACE = 128
+PACE = 64
 """Steps for the pace of a method: half of them to get going, half measured; a multiple of every H."""
 
 
@@ -45,9 +53,11 @@ class Outcome:
 
     @property
     def losses_text(self) -> str:
-        """The mean, and the range over the seeds."""
+        """The mean, and the range over the seeds if there are several."""
         if not math.isfinite(self.loss):
             return "diverges"
+        if len(self.losses) == 1:
+            return f"{self.loss:.3f}"
         return f"{self.loss:.3f} ({min(self.losses):.3f} to {max(self.losses):.3f})"
 
 
@@ -117,77 +127,6 @@ def race(setting: Setting, ledger: Ledger) -> Race:
     ]
     paces = ledger.all(paced, pacing)
     return Race(setting, outcomes, {m.name: pace for m, pace in zip(setting.methods, paces, strict=True)})
-
-
-# -- how many more steps the theory asks for --------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Growth:
-    """Subspace Nesterov from r numbers a step, against Nesterov from whole gradients."""
-
-    rank: int
-    steps: float
-    whole_steps: int
-    sent: float
-    whole_sent: float
-    predicted: float
-    predicted_fewer: float
-
-    @property
-    def measured(self) -> float:
-        """Steps, in those of the full method."""
-        return self.steps / self.whole_steps
-
-    @property
-    def agrees(self) -> bool:
-        """Within 20 %."""
-        return abs(self.measured / self.predicted - 1) <= 0.2
-
-
-def growth(world: int, ranks: Sequence[int], ledger: Ledger) -> list[Growth]:
-    """On ridge softmax regression, whose constants are known."""
-    whole = ledger.all(descended, [Descent(world, None, 0)])[0]
-    rows = []
-    for rank in ranks:
-        found = ledger.all(descended, [Descent(world, rank, seed) for seed in GROWTH_SEEDS])
-        theory = prediction(world, rank)
-        rows.append(
-            Growth(
-                rank,
-                statistics.mean(f["steps"] or math.inf for f in found),
-                whole["steps"],
-                statistics.mean(f["sent"] for f in found),
-                whole["sent"],
-                theory.inflation,
-                theory.speed_up,
-            )
-        )
-    return rows
-
-
-def growth_table(rows: list[Growth], world: int) -> Table:
-    """Measured against predicted."""
-    d = problem(world).dimension
-    return Table(
-        f"Steps of SubspaceNesterov over the subspace hook to a gap of {ACCURACY:g} of the first: ridge softmax "
-        f"regression on digits, d = {d}, {world} workers, {len(GROWTH_SEEDS)} seeds",
-        ["r", "steps", "× Nesterov's, measured", "predicted I", "bytes fewer, measured", "predicted S"],
-        [
-            [
-                f"{g.rank}",
-                f"{g.steps:.0f}",
-                f"{g.measured:.2f}",
-                f"{g.predicted:.2f}",
-                f"{g.whole_sent / g.sent:.2f}×",
-                f"{g.predicted_fewer:.2f}×",
-            ]
-            for g in rows
-        ],
-    )
-
-
-# -- tables, checks, the claim ----------------------------------------------------------------------------------
 
 
 def megabytes(sent: float) -> str:
@@ -277,9 +216,9 @@ def checks(races: list[Race], grown: list[Growth]) -> list[Check]:
     for r in races:
         fp32 = f"fp32 all-reduce: {megabytes(r.baseline.sent)} MB to a loss of {r.target:.3f}"
         ours, rival, hook = (
-            r.least("subspace, local steps"),
-            r.least("PowerSGD"),
-            r.least("subspace, every step"),
+            r.least(LOCAL),
+            r.least(POWERSGD),
+            r.least(EVERY_STEP),
         )
         if ours is None:
             found.append(
@@ -357,7 +296,7 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
             *(speeds_table(r) for r in races),
             *(horizons_table(r) for r in races),
         ],
-        READING,
+        reading(races, grown),
         [f"{NAME}.png"],
         quick,
     )
@@ -372,17 +311,52 @@ PROBLEM = (
     "parameters: 2n(W−1)/W for an all-reduce of n bytes, n(W−1) for an all-gather, as a `Wire` counts them (torch's "
     "PowerSGD by formula). Parameters are alike at the start and cost nothing.\n\n"
     "Tuning was by hand, in some fifty runs on a seed that is not reported, in one process that plays all workers "
-    "(its losses are those of the real processes to four digits): learning rates 1e-3, 2e-3, 4e-3 for the language "
-    "model and 1e-3, 3e-3, 1e-2 for digits; a factor of 0.5, 1 or 2 for SubspaceNesterov, on digits alone; for local "
-    "steps H and the outer step besides, for PowerSGD the rank. The baseline had the whole grid; not every other "
-    "method had.\n\n"
+    "(with an exact exchange its losses are those of real workers to four digits). The baseline had three learning "
+    "rates: 1e-3, 2e-3, 4e-3 for the language model, 1e-3, 3e-3, 1e-2 for digits. Effort was not quite equal: PowerSGD "
+    "had two of them, local steps two and three choices of H and of the outer step, top-k and the sketch with error "
+    "feedback, far behind on the language model, one there and two on digits; SubspaceNesterov factors of 0.5, 1 and 2 "
+    "on its step, on digits alone.\n\n"
     "Seconds to the target at a link speed: steps × processor seconds of one worker's step, compression included, "
     f"plus bits ÷ speed, plus {1e3 * link_speeds.LATENCY:g} ms a collective. Nothing overlaps."
 )
-READING = [
-    "What saves most is not to exchange at every step. What is sent then is a displacement over H steps, which a "
-    "sketch spoils less than it spoils a single gradient.",
-]
+
+
+def reading(races: list[Race], grown: list[Growth]) -> list[str]:
+    """What the tables say, with their numbers."""
+    said = [
+        "What saves most is not to exchange at every step. What is sent then is how far a worker came in H steps, and "
+        "that a sketch spoils less than it spoils a single gradient."
+    ]
+    for r in races:
+        for exact in (o for o in r.outcomes if o.method.kind == EXACT):
+            sketched = [
+                f"{o.loss:.3f} with {o.method.name.partition(', ')[2]}"
+                for o in r.outcomes
+                if o.method.kind == LOCAL and (o.method.every, o.steps) == (exact.method.every, exact.steps)
+            ]
+            if sketched:
+                said.append(
+                    f"{r.setting.title}: after {exact.steps} steps, exchanging every {exact.method.every}, the same "
+                    f"outer step (the plain mean) ends at {exact.loss:.3f} with exact displacements, at "
+                    f"{', at '.join(sketched)}."
+                )
+        hook = [o for o in r.outcomes if o.method.kind in (EVERY_STEP, FED_BACK)]
+        if not hook:
+            continue
+        ends = [f"{o.loss:.3f} after {o.steps} ({o.method.name})" for o in hook]
+        said.append(f"{r.setting.title}: a sketch at every step, target {r.target:.3f}: {'; '.join(ends)}.")
+    if grown:
+        said.append(
+            "On the convex problem the hook does what the theory says, steps and bytes: "
+            + "; ".join(f"r = {g.rank}: {g.measured:.2f}× the steps for {g.predicted:.2f}" for g in grown)
+            + ". That is no promise for networks."
+        )
+    said.append(
+        "The digits network is trained far beyond its data: training losses end near 0.002, and what is compared is "
+        "the loss on held-out digits, which noise in the exchange can lower. The language model does not overfit: its "
+        "training loss ends above the one on held-out text."
+    )
+    return said
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ FP32, BF16 = "fp32 all-reduce", "bf16 all-reduce"
 SLOWER = "SubspaceNesterov(lr=0.5)"
 FEEDBACK = "subspace(ratio=16, feedback=True)"
 EVERY_STEP, FED_BACK = "subspace, every step", "subspace, error feedback"
-LOCAL, POWERSGD = "subspace, local steps", "PowerSGD"
+LOCAL, EXACT, POWERSGD = "subspace, local steps", "exact, local steps", "PowerSGD"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ LANGUAGE_MODEL = Setting(
     "language model, 2 workers",
     "lm",
     2,
-    (0, 1),
+    (0,),
     (
         Method(FP32, FP32, "none", "AdamW(lr=2e-3)", (480,)),
         Method(
@@ -56,7 +56,7 @@ LANGUAGE_MODEL = Setting(
         Method("local steps, subspace d/r = 8", LOCAL, "local(every=32, ratio=8)", "AdamW(lr=2e-3)", (600, 720), 32),
         Method("PowerSGD, rank 2", POWERSGD, "powersgd(rank=2)", "AdamW(lr=1e-3)", (720, 960)),
         Method("PowerSGD, rank 1", POWERSGD, "powersgd(rank=1)", "AdamW(lr=1e-3)", (960,)),
-        Method("DiLoCo's form, exact", "local", "local(every=32, lr=1.0)", "AdamW(lr=2e-3)", (720,), 32),
+        Method("DiLoCo's form, exact", EXACT, "local(every=32, lr=1.0)", "AdamW(lr=2e-3)", (720,), 32),
         Method(BF16, BF16, "bf16", "AdamW(lr=2e-3)", (480, 528)),
         Method("PowerSGD, rank 4", POWERSGD, "powersgd(rank=4)", "AdamW(lr=1e-3)", (720,)),
         Method("top-k 1 %, error feedback", "top-k", "topk(ratio=100)", "AdamW(lr=1e-3)", (960,)),
@@ -75,7 +75,7 @@ DIGITS = Setting(
         Method("local steps, subspace d/r = 8", LOCAL, "local(every=32, ratio=8)", "AdamW(lr=1e-2)", (600, 900), 32),
         Method("PowerSGD, rank 2", POWERSGD, "powersgd(rank=2)", "AdamW(lr=1e-2)", (600, 900)),
         Method("PowerSGD, rank 1", POWERSGD, "powersgd(rank=1)", "AdamW(lr=1e-2)", (600, 900)),
-        Method("DiLoCo's form, exact", "local", "local(every=32, lr=1.0)", "AdamW(lr=1e-2)", (600, 900), 32),
+        Method("DiLoCo's form, exact", EXACT, "local(every=32, lr=1.0)", "AdamW(lr=1e-2)", (600, 900), 32),
         Method(BF16, BF16, "bf16", "AdamW(lr=1e-2)", (600, 900)),
         Method("PowerSGD, rank 4", POWERSGD, "powersgd(rank=4)", "AdamW(lr=1e-2)", (600, 900)),
         Method("top-k 1 %, error feedback", "top-k", "topk(ratio=100)", "AdamW(lr=1e-2)", (600, 900)),

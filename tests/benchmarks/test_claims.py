@@ -25,6 +25,7 @@ from benchmarks.claims import (
     subspace_expectations,
     subspace_oracle_calls,
     table,
+    thin_network_bytes,
 )
 from benchmarks.claims.claim import Check, Claim, Table
 from hasten.problems.least_squares import StreamingLeastSquares
@@ -61,6 +62,7 @@ def test_every_claim_has_a_committed_result_and_a_row_in_the_index() -> None:
         simplified_ademamix,
         spectral_radii,
         subspace_oracle_calls,
+        thin_network_bytes,
     ):
         record = json.loads((folder / "results" / f"{module.NAME}.json").read_text("utf-8"))
         assert not record["quick"]
