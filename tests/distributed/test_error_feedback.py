@@ -284,7 +284,7 @@ def of_three_kinds(rank: int, world: int) -> list[Tensor]:
     tensors = [
         torch.tensor([1 + rank / 128], dtype=torch.bfloat16),
         torch.ones(1),
-        (rank + torch.ones(1).double()) / 3,
+        torch.tensor([rank + 2.0**-40], dtype=torch.float64),
     ]
     return average(tensors, Wire(), "gradients").wait()
 
@@ -292,7 +292,7 @@ def of_three_kinds(rank: int, world: int) -> list[Tensor]:
 def test_what_is_averaged_together_is_so_in_the_widest_dtype(pair) -> None:
     for short, single, double in pair.run(of_three_kinds):
         assert (short.dtype, single.dtype, double.dtype) == (torch.bfloat16, torch.float32, torch.float64)
-        assert (short.item(), single.item(), double.item()) == (1.0, 1.0, 0.5)
+        assert (short.item(), single.item(), double.item()) == (1.0, 1.0, 0.5 + 2.0**-40)
 
 
 def scaled(rank: int, world: int) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
