@@ -367,3 +367,10 @@ def test_all_fail_when_one_fails(pair, tmp_path: Path) -> None:
     assert said["same"]
     assert said["refused"].startswith("rank 1: AdamW: the state dict has 1 parameter groups, the optimizer 2")
     assert said["same again"]
+
+
+def test_the_latest_is_by_number(tmp_path: Path) -> None:
+    for name in ("999999-step5", "1000000-step6", "000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").touch()
+    assert latest(tmp_path) == tmp_path / "1000000-step6"

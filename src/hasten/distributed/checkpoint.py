@@ -240,7 +240,7 @@ def load(
             together.all(lambda: read_here.update(read_sharded(found / SHARDED, state.parts, group)))
         _put(together, state, hook, read_here)
     except CheckpointError as error:
-        before = [path for path in _all(found.parent) if path < found]
+        before = [path for path in _all(found.parent) if _number(path) < _number(found)]
         hint = f"; the checkpoint before it is {before[-1]}" if before else ""
         raise CheckpointError(f"{error}. Nothing was changed{hint}") from error
     return Checkpoint(found, read_here["step"], read_here["extra"], read_here["world"])
@@ -267,7 +267,13 @@ def _check_count(name: str, value: Any, least: int) -> None:
 def _all(home: Path) -> list[Path]:
     """The whole checkpoints in a folder, oldest first."""
     found = home.iterdir() if home.is_dir() else ()
-    return sorted(path for path in found if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file())
+    whole = [path for path in found if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    return sorted(whole, key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    match = _NAME.fullmatch(checkpoint.name)
+    return 0 if match is None else int(match[1])
 
 
 def _begun(home: Path) -> str:
