@@ -310,7 +310,7 @@ PROBLEM = (
     "least bytes of those whose mean loss is the target or less. Bytes are what one worker sends on account of the "
     "parameters: 2n(W−1)/W for an all-reduce of n bytes, n(W−1) for an all-gather, as a `Wire` counts them (torch's "
     "PowerSGD by formula). Parameters are alike at the start and cost nothing. "
-    "The language model was run on one seed, digits on three.\n\n"
+    "The language model was run on two seeds, digits on three.\n\n"
     "Tuning was by hand, in some fifty runs on a seed that is not reported, in one process that plays all workers "
     "(with an exact exchange its losses are those of real workers to four digits). The baseline had three learning "
     "rates: 1e-3, 2e-3, 4e-3 for the language model, 1e-3, 3e-3, 1e-2 for digits. Effort was not quite equal: PowerSGD "

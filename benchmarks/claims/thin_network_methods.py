@@ -47,7 +47,7 @@ LANGUAGE_MODEL = Setting(
     "language model, 2 workers",
     "lm",
     2,
-    (0,),
+    (0, 1),
     (
         Method(FP32, FP32, "none", "AdamW(lr=2e-3)", (480,)),
         Method(
