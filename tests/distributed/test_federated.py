@@ -170,8 +170,9 @@ def test_a_server_resumes_bit_for_bit(dtype: torch.dtype) -> None:
 def test_without_flower_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import hasten.distributed.federated as federated
 
+    # As if it were not installed, whoever imported it before.
     for name in ["flwr", *(name for name in sys.modules if name.startswith("flwr."))]:
-        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed, whoever imported it before
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "hasten.distributed.flower", raising=False)
     with pytest.raises(ImportError, match=r"SketchMod needs Flower: pip install 'hasten\[federated\]'"):
         _ = federated.SketchMod
