@@ -14,8 +14,8 @@ from typing import Any
 import faulty_worker
 import pytest
 import torch
+from comparing import same
 from faulty_worker import Run, as_process
-from torch import Tensor
 
 from hasten.distributed import latest
 
@@ -88,17 +88,6 @@ def crew(quick_start: Any, tmp_path: Path) -> Iterator[Crew]:
     made = Crew(quick_start, tmp_path / "home")
     yield made
     made.clear()
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal to the bit, through dicts and lists."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def results(folder: Path, world: int) -> list[Any]:

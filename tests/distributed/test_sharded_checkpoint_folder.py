@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from comparing import same
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import hasten
@@ -56,17 +57,6 @@ def whole(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [whole(each) for each in value]
     return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal to the bit, through dicts and lists."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
 
 
 def interrupted(rank: int, world: int, kind: str, home: Path) -> tuple[bool, Any]:

@@ -135,10 +135,12 @@ def compare(everyone: list[dict[str, Any]]) -> None:
     """Raise `Disagreement` unless all, listed by rank, have the same facts.
 
     Example:
-        >>> compare([{"seed": 0}, {"seed": 0}, {"seed": 7}, {"seed": 0}])
-        Traceback (most recent call last):
-        hasten.distributed.agreement.Disagreement: the workers do not have the same seed: rank 2 with 7, but ranks 0, 1, 3 with 0
-    """  # noqa: E501  # a doctest cannot break the line of an error
+        >>> try:
+        ...     compare([{"seed": 0}, {"seed": 0}, {"seed": 7}, {"seed": 0}])
+        ... except Disagreement as error:
+        ...     print(error)
+        the workers do not have the same seed: rank 2 with 7, but ranks 0, 1, 3 with 0
+    """
     for name in {name: None for each in everyone for name in each}:
         holders: dict[str, list[int]] = {}
         for rank, each in enumerate(everyone):

@@ -159,7 +159,7 @@ def load_together(parts: Sequence[tuple[Any, Any]]) -> None:
         for part, state in parts:
             before.append((part, copy.deepcopy(part.state_dict())))
             part.load_state_dict(state)
-    except Exception:
+    except BaseException:  # Ctrl-C, too, leaves nothing half-loaded
         for part, state in before:
             part.load_state_dict(state)
         raise

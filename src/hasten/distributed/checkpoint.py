@@ -360,7 +360,7 @@ def _put(together: Together, state: Snapshot, hook: Any, found: dict[str, Any]) 
 
     try:
         together.all(put_all)
-    except Exception:
+    except BaseException:  # Ctrl-C, too, leaves nothing half-loaded
         for put, before in begun:
             put(before)
         raise
