@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -15,6 +15,7 @@ from hasten.distributed.exchange import Exchange, Parcel
 from hasten.distributed.inner import carry, renew, switches
 from hasten.distributed.linear import AllReduce, Subspace
 from hasten.distributed.parcels import packed
+from hasten.engine.two_points import evaluation
 from hasten.sketches import Sketch
 from hasten.wire import Communication, Wire, serve, wait
 
@@ -317,16 +318,9 @@ class LocalSteps(torch.optim.Optimizer):
                 p.copy_(local)  # to the bit, which the inner optimizer's way there and back is not
             self._local = None
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """The parameters hold the anchor inside the ``with`` block, and the same as before after it."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            if was_training:
-                self.train()
+        return evaluation(self)
 
     def _require_training(self, method: str) -> None:
         if not self.training:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from hasten.engine.plan import Plan
 from hasten.engine.scheduling import scheduled
 from hasten.engine.stepping import run_step
 from hasten.engine.traced import refuse_tracing, traced_step
-from hasten.engine.two_points import switch, watch
+from hasten.engine.two_points import evaluation, switch, watch
 from hasten.iterates.plain import Plain
 from hasten.oracles.backpropagation import Backpropagation
 from hasten.transforms.step import WeightDecay
@@ -163,8 +163,7 @@ class Optimizer(ParameterGroups):
         """Put the point to evaluate into the parameters (nothing happens if they hold it, or if there is only one)."""
         self._to(training=False)
 
-    @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """The parameters hold the point to evaluate inside the ``with`` block, and the same as before after it.
 
         Example:
@@ -177,13 +176,7 @@ class Optimizer(ParameterGroups):
             >>> opt.training
             True
         """
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            if was_training:
-                self.train()
+        return evaluation(self)
 
     def _to(self, training: bool) -> None:
         if self.has_evaluation_point and self.training != training:

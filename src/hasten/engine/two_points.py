@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +15,18 @@ from hasten.engine.composition import Composition
 from hasten.engine.parameters import ParameterGroups
 from hasten.numbers import Names
 from hasten.sharding import is_distributed, local
+
+
+@contextlib.contextmanager
+def evaluation(optimizer: Any) -> Iterator[None]:
+    """Inside the ``with`` block the parameters hold the point to evaluate, and after it the same as before."""
+    was_training = optimizer.training
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            optimizer.train()
 
 
 @torch.no_grad()
