@@ -89,7 +89,8 @@ class Buffer:
 
     `start` is the initial value of each entry, or ``"param"``: a copy of the parameter, taken at its first step.
     `exact` buffers hold positions rather than averages; they are never kept in a low-precision `state_dtype`.
-    `shape` maps the parameter's shape to the buffer's; only matrix-grain parts may change it.
+    `shape` maps the shape of a tensor (of a matrix, in parts of matrix grain) to that of what is kept for it; parts of
+    element grain may not change it.
     """
 
     start: float | Literal["param"] = 0.0
@@ -109,10 +110,15 @@ class Part:
     formula: ClassVar[str] = ""
     """The formula as in the paper, in plain text."""
     word: ClassVar[str] = ""
-    grain: ClassVar[Literal["element", "matrix"]] = "element"
-    """`element`: the formula holds for every entry. `matrix`: it needs the whole tensor in its own shape."""
+    grain: ClassVar[Literal["element", "tensor", "matrix"]] = "element"
+    """`element`: the formula holds for every entry. The others get stacks: `tensor`: k tensors of one shape, [k, …];
+    `matrix`: k matrices, [k, m, n], whatever the tensors are that they are read from. What is kept in a shape of its
+    own comes in stacks [k, …] as well."""
     measures: ClassVar[Literal["", "tensor", "all"]] = ""
     """Whether :meth:`measure` sums over each tensor, or over all parameters, before the formula is applied."""
+
+    traceable: ClassVar[bool] = True
+    """Whether the formula can be traced by ``torch.compile``: it does not branch on its numbers."""
 
     @classmethod
     def hypers(cls) -> tuple[Hyper, ...]:
@@ -147,6 +153,11 @@ class Part:
     def key(self, name: str) -> str:
         """The name under which a hyperparameter is stored in the parameter groups."""
         return self.renamed.get(name, name)
+
+    @property
+    def preparing(self) -> int:
+        """How many first steps only fill buffers: the parts after this one do not run then."""
+        return 0
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 import hasten
 from hasten.engine.owners import balanced, cost
 from hasten.transforms import EMA, ClipTensorNorm, SecondMoment
+from hasten.transforms.step import root_mean_square
 from hasten.words import UNIT, Buffer, Geometry, Step, Value, hyper
 
 SHAPES = ((6, 5), (4, 4), (3, 7), (5,), (2, 3), (1, 9), (0, 3))
@@ -28,11 +29,11 @@ WORKED: list[tuple[int, ...]] = []
 class Orthogonal(Geometry):
     """u = U Vᵀ of d = U S Vᵀ."""
 
-    grain: ClassVar[Literal["element", "matrix"]] = "matrix"
+    grain: ClassVar[Literal["element", "tensor", "matrix"]] = "tensor"
 
     def direction(self, d: Any, s: Any, n: Any) -> Any:
-        WORKED.append(tuple(d.shape))
-        u, _, v = torch.linalg.svd(torch.atleast_2d(d), full_matrices=False)
+        WORKED.extend(tuple(own.shape) for own in d)
+        u, _, v = torch.linalg.svd(d if d.dim() > 2 else d.unsqueeze(1), full_matrices=False)
         return (u @ v).reshape(d.shape)
 
 
@@ -41,7 +42,7 @@ class Whitening(Geometry):
     """L ← β L + g gᵀ; u = (L + I)^-1 d + m, m ← m + y: buffers of both shapes, the gradient and the parameter."""
 
     beta: Value = hyper(0.9, UNIT, "decay")
-    grain: ClassVar[Literal["element", "matrix"]] = "matrix"
+    grain: ClassVar[Literal["element", "tensor", "matrix"]] = "tensor"
 
     def buffers(self) -> dict[str, Buffer]:
         return {
@@ -54,10 +55,10 @@ class Whitening(Geometry):
 
     def direction(self, d: Any, s: Any, n: Any) -> Any:
         s.mean = s.mean + s.param * 0.1
-        if d.dim() < 2:
+        if d.dim() < 3:
             return d + s.mean
-        s.left = n.beta * s.left + s.grad @ s.grad.T
-        eye = torch.eye(len(d), dtype=d.dtype)
+        s.left = n.beta * s.left + s.grad @ s.grad.mT
+        eye = torch.eye(d.shape[-2], dtype=d.dtype)
         return torch.linalg.solve(s.left + eye, d) + s.mean
 
 
@@ -65,10 +66,10 @@ class Whitening(Geometry):
 class Unit(Step):
     """u = d / ‖d‖: a step, after which the direction still counts as the gradient."""
 
-    grain: ClassVar[Literal["element", "matrix"]] = "matrix"
+    grain: ClassVar[Literal["element", "tensor", "matrix"]] = "tensor"
 
     def direction(self, d: Any, s: Any, n: Any) -> Any:
-        return d / torch.linalg.vector_norm(d)
+        return d / (root_mean_square(d) * d[0].numel() ** 0.5)
 
 
 CHAINS: dict[str, tuple[Any, ...]] = {

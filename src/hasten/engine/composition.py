@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from hasten.engine.flow import Flow
 from hasten.engine.formula import Formula
+from hasten.engine.structure import PLAIN, Structure
 from hasten.numbers import Names
 from hasten.transforms.step import WeightDecay
 from hasten.words import Buffer, Hyper, Iterate, Oracle, Part, Step, Transform
@@ -117,7 +119,12 @@ class Composition:
         counters = list(self._counters())
         self.counters = tuple(c for c in counters if self.parts[c.part].measures != "all")
         self.group_counters = tuple(c for c in counters if self.parts[c.part].measures == "all")
-        self.grain = "matrix" if any(part.grain == "matrix" for part in self.parts) else "element"
+        grains = [part.grain for part in self.parts]
+        self.grain = next((grain for grain in ("matrix", "tensor") if grain in grains), "element")
+        whole = [i for i, grain in enumerate(grains) if grain != "element"]
+        self.together = range(whole[0], whole[-1] + 1) if whole else range(0)
+        """The parts from the first to the last of which one needs more than an entry."""
+        self.preparing = max(part.preparing for part in self.parts)
         self.measuring = tuple(i for i, part in enumerate(self.parts) if part.measures)
         self._check_order_of_measurements()
         self._check_needs()
@@ -230,32 +237,43 @@ class Composition:
         numbers: tuple[str, ...] = ()
         for i in range(end):
             numbers += tuple(f"{i}.{name}" for name in self.number_names(i, measured=i != stop))
-        shape = (2, 2) if self.grain == "matrix" else (1,)
+        shape = (1, 2, 2) if self.reaches(stop) else (1,)  # a stack of one matrix
         entries = {name: torch.full(shape, 0.5) for name in ("param", "grad", *self.extra_inputs)}
         for slot in self.slots:
-            to = slot.buffer.shape
-            entries[slot.name] = torch.full(shape if to is None else to(torch.Size(shape)), 0.5)
-        tracker = _Tracker(entries)
+            kept = (1, *slot.buffer.shape(torch.Size((2, 2)))) if slot.buffer.shape else shape
+            entries[slot.name] = torch.full(kept, 0.5)
+        tracker = Tracker(entries)
         writes, sums = self.run(tracker, dict.fromkeys(numbers, 0.5), stop)
         touched = tracker.read | set(writes)
-        if self.grain == "matrix":
-            # Which buffers a matrix formula uses depends on the number of dimensions.
+        if self.reaches(stop):
+            # Which buffers such a formula uses depends on the number of dimensions.
             touched |= {slot.name for slot in self.slots}
         inputs = tuple(name for name in entries if name in touched or name in ("param", "grad"))
-        key = (
-            tuple((type(part), tuple(part.options().items())) for part in self.parts),
-            tuple(slot.name for slot in self.slots),
-            self.maximize,
-            stop,
-        )
         return Formula(
             inputs,
             numbers,
             tuple(writes),
             tuple(sums),
             lambda e, n: self.run(e, n, stop),
-            key if _hashable(key) else id(self),
+            self.key(stop),
         )
+
+    def key(self, stage: Hashable) -> Hashable:
+        """What is equal for equal formulas of one stage."""
+        parts = tuple((type(part), tuple(part.options().items())) for part in self.parts)
+        key = (parts, tuple(slot.name for slot in self.slots), self.maximize, stage)
+        return key if _hashable(key) else (id(self), stage)
+
+    def reaches(self, stop: int | None) -> bool:
+        """Whether a pass needs more than an entry at a time."""
+        return bool(self.together) and (stop is None or stop >= self.together.start)
+
+    def kept_shape(self, slot: Slot, shape: torch.Size, structure: Structure = PLAIN) -> tuple[int, ...]:
+        """The shape of a buffer of a tensor of some shape."""
+        like = slot.buffer.shape
+        if like is None:
+            return tuple(shape)
+        return structure.kept_shape(like, shape) if self.parts[slot.part].grain == "matrix" else like(shape)
 
     def run(self, entries: Any, numbers: Any, stop: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Apply every part in turn: new values by name, and terms to be summed by name."""
@@ -301,27 +319,6 @@ class Composition:
         return all(isinstance(part, Step) for part in self.parts[1 : i + 1])
 
 
-@dataclass
-class Flow:
-    """Where a formula stands between two parts.
-
-    Attributes:
-        direction: what the parts so far have made of the gradient.
-        grad: the gradient as the parts to come see it.
-        decay: the weight decay that the iterate shall apply.
-        writes: new values by name.
-        terms: to be summed, by name.
-        asked: which of ``"param"`` and ``"grad"`` a part has read.
-    """
-
-    direction: Any
-    grad: Any
-    decay: Any = None
-    writes: dict[str, Any] = field(default_factory=dict)
-    terms: dict[str, Any] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
-
-
 def _rebuilt(sentence: Sentence, maximize: bool) -> Composition:
     composition = Composition(sentence, maximize)
     composition.prepare()
@@ -349,7 +346,7 @@ def _written(s: _Entries, slots: list[Slot]) -> dict[str, Any]:
     return {slot.name: s.__dict__[slot.formal] for slot in slots if slot.formal in s.__dict__}
 
 
-class _Tracker(dict[str, Any]):
+class Tracker(dict[str, Any]):
     """Entries that remember which of them were read."""
 
     def __init__(self, entries: dict[str, Any]) -> None:

@@ -1,36 +1,187 @@
-"""Passes over whole tensors, for formulas that need rows, columns or norms."""
+"""Parts that need whole tensors or matrices, run on stacks of equal ones."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from hasten.engine.formula import Formula, Pass
+from hasten.engine.composition import Composition
+from hasten.engine.flow import Flow
+from hasten.engine.structure import Structure
+
+Entries: TypeAlias = "Mapping[str, Tensor]"
 
 
-def matrix_pass(formula: Formula) -> Pass:
-    """Run the formula on each tensor in its own shape, in float32 or better."""
+class Converted:
+    """Tensors by name, in the dtype of the arithmetic when they are read."""
 
-    def run(
-        slots: Sequence[Sequence[Tensor]], numbers: Sequence[float], noise: Sequence[int] | None
-    ) -> list[list[float]]:
-        named = dict(zip(formula.numbers, numbers, strict=True))
-        sums: list[list[float]] = []
-        for member, tensors in enumerate(zip(*slots, strict=True)):
-            originals = dict(zip(formula.inputs, tensors, strict=True))
-            if originals["grad"].numel() == 0:
-                sums.append([0.0] * len(formula.sums))
-                continue
-            compute = compute_dtype(originals["param"])
-            writes, terms = formula.function({n: t.detach().to(compute) for n, t in originals.items()}, named)
-            for name, value in writes.items():
-                store(originals[name], value, noise[member] if noise and name == "param" else None)
-            sums.append([float(term.sum(dtype=torch.float64)) for term in terms.values()])
-        return sums
+    def __init__(self, tensors: Entries, compute: torch.dtype) -> None:
+        self.tensors, self.compute = tensors, compute
 
-    return run
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name].detach().to(self.compute)
+
+
+def through(
+    composition: Composition,
+    structure: Structure,
+    flow: Flow,
+    entries: Sequence[Any],
+    numbers: Any,
+    stop: int | None = None,
+) -> Flow:
+    """Take tensors of one shape through the parts of ``composition.together``.
+
+    Args:
+        composition: with parts of tensor or matrix grain.
+        structure: how the tensors are read as matrices.
+        flow: of all tensors, stacked, as the parts before have left it.
+        entries: of each tensor by name, in the dtype of the arithmetic.
+        numbers: of the formula, the same for all.
+        stop: the part to measure for, if any.
+
+    Returns:
+        The flow of all, stacked: ``direction``, ``grad`` and ``writes`` are [k, …].
+    """
+    shape, stack = flow.direction.shape[1:], _Stack(entries)
+    flow.writes = {}
+    for i in composition.together:
+        if stop is not None and i > stop:
+            break
+        if composition.parts[i].grain == "matrix":
+            _through_matrices(composition, structure, shape, flow, stack, numbers, i, stop)
+        else:
+            composition.follow(flow, stack, numbers, range(i, i + 1), stop)
+    return flow
+
+
+def _through_matrices(
+    composition: Composition,
+    structure: Structure,
+    shape: torch.Size,
+    flow: Flow,
+    stack: _Stack,
+    numbers: Any,
+    i: int,
+    stop: int | None,
+) -> None:
+    """One part of matrix grain, on one stack of matrices after another."""
+    likes = {s.name: s.buffer.shape for s in composition.slots if s.part == i and s.buffer.shape is not None}
+    directions = structure.pieces(flow.direction)
+    apart = flow.grad is not flow.direction
+    grads = structure.pieces(flow.grad) if apart else directions
+    parts: list[Flow] = []
+    for piece, (d, g) in enumerate(zip(directions, grads, strict=True)):
+        part = Flow(d, g, flow.decay)
+        pieces = _Pieces(stack, structure, likes, shape, piece)
+        composition.follow(part, pieces, numbers, range(i, i + 1), stop)
+        parts.append(part)
+    if stop != i:
+        flow.direction = structure.assemble([part.direction for part in parts], shape)
+        if composition.leads(i):
+            flow.grad = flow.direction
+    else:
+        flow.terms = {name: sum(part.terms[name].sum() for part in parts) for name in parts[0].terms}
+        flow.writes = {}
+    for name in parts[0].writes:
+        own = [part.writes[name] for part in parts]
+        like = likes.get(name)
+        flow.writes[name] = (
+            structure.assemble(own, shape) if like is None else structure.keep(own, like, shape)
+        )
+    flow.asked |= parts[0].asked
+
+
+class _Stack:
+    """Entries of several tensors, stacked when they are read."""
+
+    def __init__(self, entries: Sequence[Any]) -> None:
+        self.entries = entries
+
+    def each(self, name: str) -> list[Tensor]:
+        return [own[name] for own in self.entries]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _stacked(self.each(name))
+
+
+class _Pieces:
+    """Entries of one stack of matrices, taken out of their tensors when they are read."""
+
+    def __init__(
+        self, stack: _Stack, structure: Structure, likes: Mapping[str, Any], shape: torch.Size, piece: int
+    ) -> None:
+        self.stack, self.structure, self.likes, self.shape, self.piece = stack, structure, likes, shape, piece
+
+    def __getitem__(self, name: str) -> Tensor:
+        like = self.likes.get(name)
+        if like is not None:
+            return self.structure.kept_piece(self.stack.each(name), like, self.shape, self.piece)
+        return self.structure.pieces(self.stack[name])[self.piece]
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def follow_all(
+    composition: Composition, structure: Structure, entries: Any, numbers: Any, stop: int | None
+) -> Flow:
+    """Take one tensor through all parts, up to the measurement of part `stop`."""
+    together = composition.together
+    flow = composition.start(entries)
+    composition.follow(flow, entries, numbers, range(together.start), stop)
+    if not composition.reaches(stop):
+        return flow
+    writes = flow.writes
+    flow = one_of(through(composition, structure, together_with([flow]), [entries], numbers, stop), 0)
+    if stop is None or stop >= together.stop:
+        composition.follow(flow, entries, numbers, range(together.stop, len(composition.parts)), stop)
+    if stop is None:
+        flow.writes = {**writes, **flow.writes}
+    return flow
+
+
+def together_with(flows: Sequence[Flow]) -> Flow:
+    """The flows of tensors of one shape, stacked."""
+    first = flows[0]
+    direction = _stacked([flow.direction for flow in flows])
+    apart = first.grad is not first.direction
+    return Flow(direction, _stacked([flow.grad for flow in flows]) if apart else direction, first.decay)
+
+
+def one_of(flow: Flow, member: int) -> Flow:
+    """The flow of one of the stacked tensors."""
+    apart = flow.grad is not flow.direction
+    direction = flow.direction[member]
+    return Flow(
+        direction,
+        flow.grad[member] if apart else direction,
+        flow.decay,
+        {name: value[member] for name, value in flow.writes.items()},
+        dict(flow.terms),
+        flow.asked,
+    )
+
+
+LOT = 2**20
+"""Small tensors are stacked up to so many entries."""
+
+
+def alike(shapes: Sequence[torch.Size], keys: Sequence[Any]) -> Iterator[list[int]]:
+    """Positions of equal shapes and keys, in lots of `LOT` entries, or of as many as the largest tensor has."""
+    budget = max([LOT, *(shape.numel() for shape in shapes)])
+    found: dict[Any, list[int]] = {}
+    for i, (shape, key) in enumerate(zip(shapes, keys, strict=True)):
+        if shape.numel():
+            found.setdefault((shape, key), []).append(i)
+    for (shape, _), members in found.items():
+        lot = max(1, budget // shape.numel())
+        for start in range(0, len(members), lot):
+            yield members[start : start + lot]
 
 
 def compute_dtype(param: Tensor) -> torch.dtype:

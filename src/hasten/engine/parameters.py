@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hasten.checks import check_value, nearest
 from hasten.engine.composition import Composition, Place, Sentence
+from hasten.engine.structure import KEYS, check_structure, structure_of
 from hasten.schedules import Schedule
 from hasten.sharding import is_distributed
 from hasten.words import Hyper
@@ -19,6 +20,8 @@ _BOOKKEEPING = frozenset({"params", "param_names", "step", "skipped_steps", "tra
 _SCHEDULER_KEYS = frozenset(
     {"initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr", "name"}
 )
+STRUCTURE = ("matrices", *KEYS)
+"""What a group may say about its tensors: whether the sentence for matrices moves them, and how they are read."""
 
 
 class ParameterGroups(torch.optim.Optimizer):
@@ -26,7 +29,8 @@ class ParameterGroups(torch.optim.Optimizer):
 
     Args:
         params: parameters, named parameters or groups as for torch's optimizers, or a module.
-        sentences: that of all parameters; and a second one for those with fewer than two dimensions, if they have one.
+        sentences: that of all parameters; and a second one, if there is one, for those with fewer than two dimensions
+            and those in groups with ``matrices=False``.
         options: the values of :class:`~hasten.EngineOptions`.
     """
 
@@ -58,6 +62,7 @@ class ParameterGroups(torch.optim.Optimizer):
         self.module = params if isinstance(params, nn.Module) else None
         """The module whose parameters these are, where it was given."""
         self._warned: set[str] = set()
+        self._places: dict[int, tuple[dict[str, Any], int]] = {}
         for name, place in self.places.items():
             self.check(name, place.read(defaults))
         for composition in self.compositions:
@@ -82,6 +87,7 @@ class ParameterGroups(torch.optim.Optimizer):
                 )
         entries = {key: param_group.get(key, self.defaults[key]) for key in known}
         self.check_group(entries)
+        self._check_structure(param_group)
         schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
         functions: dict[str, Callable[[int], float]] = {}
         for place in self.places.values():
@@ -106,6 +112,23 @@ class ParameterGroups(torch.optim.Optimizer):
             self.parameter_count += p.numel()
             if p.requires_grad:
                 self.initialise(p)
+
+    def _check_structure(self, group: dict[str, Any]) -> None:
+        """Raise ValueError unless every tensor of a group is of a kind that its sentence can move."""
+        for key in STRUCTURE:
+            if group.get(key) is not None and self.compositions[0].grain != "matrix":
+                raise ValueError(f"{self.name}: {key} = {group[key]!r} is not allowed: it needs no matrices")
+        check_structure(self.name, group)
+        given = group["params"]
+        for i, named in enumerate([given] if isinstance(given, Tensor) else list(given)):
+            p = named[1] if isinstance(named, tuple) else named
+            if isinstance(p, Tensor) and self._composition(p, group).grain == "matrix":
+                reason = structure_of(group).check(p.shape)
+                if reason:
+                    name = repr(named[0]) if isinstance(named, tuple) else f"{i} of a group"
+                    raise ValueError(
+                        f"{self.name}: parameter {name}, of shape {tuple(p.shape)}, is not a matrix: {reason}"
+                    )
 
     def _bookkeeping(self) -> dict[str, Any]:
         counters = {c.name: c.start for composition in self.compositions for c in composition.group_counters}
@@ -147,7 +170,19 @@ class ParameterGroups(torch.optim.Optimizer):
 
     def composition_of(self, p: Tensor) -> Composition:
         """The composition that moves a parameter."""
-        return self.compositions[1 if len(self.compositions) > 1 and p.dim() < 2 else 0]
+        return self._composition(p, self.group_of(p))
+
+    def _composition(self, p: Tensor, group: dict[str, Any]) -> Composition:
+        matrices = group.get("matrices")
+        return self.compositions[len(self.compositions) > 1 and (p.dim() < 2 or matrices is False)]
+
+    def group_of(self, p: Tensor) -> dict[str, Any]:
+        """The parameter group that a parameter is in."""
+        group, i = self._places.get(id(p), ({"params": []}, 0))
+        if i >= len(group["params"]) or group["params"][i] is not p:  # a framework has replaced parameters
+            self._places = {id(q): (own, j) for own in self.param_groups for j, q in enumerate(own["params"])}
+            group, i = self._places[id(p)]
+        return group
 
     def name_of(self, p: Tensor) -> str:
         """A parameter as a user would call it."""
@@ -179,16 +214,20 @@ class ParameterGroups(torch.optim.Optimizer):
     def accepts_group_key(self, key: str) -> bool:
         """Whether a parameter group may hold this key."""
         return (
-            key in _BOOKKEEPING or key in _SCHEDULER_KEYS or any(key == p.key for p in self.places.values())
+            key in _BOOKKEEPING
+            or key in _SCHEDULER_KEYS
+            or key in STRUCTURE
+            or any(key == p.key for p in self.places.values())
         )
 
     def state_shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
         """The names and shapes of the tensors kept for a parameter."""
-        composition = self.composition_of(p)
+        composition, structure = self.composition_of(p), structure_of(self.group_of(p))
         shapes: dict[str, tuple[int, ...]] = {"step": (), **{c.name: () for c in composition.counters}}
-        for slot in composition.slots:
-            shapes[slot.name] = tuple(p.shape if slot.buffer.shape is None else slot.buffer.shape(p.shape))
-        return shapes
+        return {
+            **shapes,
+            **{s.name: composition.kept_shape(s, p.shape, structure) for s in composition.slots},
+        }
 
     def place_of(self, text: str) -> Place:
         """The place whose name is written in a group's entry ``schedules``."""

@@ -18,7 +18,9 @@ from torch import Tensor
 from hasten.engine.composition import Composition
 from hasten.engine.formula import Pass
 from hasten.engine.parameters import ParameterGroups
+from hasten.engine.segments import Segments
 from hasten.engine.sharded import Sharding
+from hasten.engine.structure import structure_of
 from hasten.engine.whole import Whole
 from hasten.numbers import Names
 from hasten.sharding import Division, is_distributed, local
@@ -44,7 +46,8 @@ class Bucket:
         """Whether the tensors are DTensors."""
         self.divisions: list[Division] = []
         """How the parameters are divided among workers, if they are."""
-        self.passes: dict[int | None, Pass] = {}
+        self.structure = structure_of(group)
+        self.passes: dict[int | str | None, Pass] = {}
         self.h: list[Names] = []
         self.numbers: dict[str, float] = {}
         self.after: list[Names] = []
@@ -60,7 +63,12 @@ class Bucket:
         """Runs formulas of matrix grain, where that needs other workers."""
         if not self.divisions or self.composition.grain == "element":
             return None
-        return Whole(self.composition, self.divisions, self.params[0].device)
+        return Whole(self.composition, self.structure, self.divisions, self.params[0].device)
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The fused passes around parts that need more than one entry."""
+        return Segments(self.composition)
 
     @property
     def k(self) -> float:
@@ -169,8 +177,8 @@ def _refuse(optimizer: ParameterGroups, p: Tensor, g: Tensor) -> None:
             "use nn.Embedding(..., sparse=False), or torch.optim.SparseAdam for this parameter"
         )
     composition = optimizer.composition_of(p)
-    if p.is_complex() and composition.grain == "matrix":
-        part = next(x for x in composition.parts if x.grain == "matrix")
+    if p.is_complex() and composition.grain != "element":
+        part = composition.parts[composition.together.start]
         raise RuntimeError(
             f"{optimizer.name}: {optimizer.name_of(p)} is complex, which {type(part).__name__} does not support"
         )

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from hasten.engine.composition import Composition
+from hasten.engine.matrix import follow_all
 from hasten.engine.parameters import ParameterGroups
 from hasten.engine.scheduling import scheduled
+from hasten.engine.structure import structure_of
 from hasten.numbers import Names
 from hasten.sharding import is_distributed
 from hasten.words import Oracle
@@ -35,6 +37,11 @@ def traced_step(optimizer: ParameterGroups) -> None:
         raise RuntimeError(
             "DTensor parameters cannot be moved in a compiled step; compile the model instead of the step"
         )
+    for part in (part for composition in optimizer.compositions for part in composition.parts):
+        if not part.traceable:
+            raise RuntimeError(
+                f"a step with {type(part).__name__} cannot be compiled as a whole; compile the model instead"
+            )
     members: list[tuple[dict[str, Any], Tensor, Composition]] = []
     for group in optimizer.param_groups:
         members += [(group, p, optimizer.composition_of(p)) for p in group["params"] if p.grad is not None]
@@ -96,10 +103,14 @@ class _Run:
     def _apply(self, stop: int | None) -> dict[str, Tensor]:
         formula, originals = self.composition.stage(stop), self._tensors(stop)
         compute = torch.float64 if self.p.dtype in (torch.float64, torch.complex128) else torch.float32
-        flat = self.composition.grain == "element"
+        flat = not self.composition.reaches(stop)
         entries = {n: _entries(t, flat, compute) for n, t in originals.items()}
         numbers = {n: _cast(self.numbers[n], compute) for n in formula.numbers}
-        writes, terms = self.composition.run(entries, numbers, stop)
+        if flat:
+            writes, terms = self.composition.run(entries, numbers, stop)
+        else:
+            flow = follow_all(self.composition, structure_of(self.group), entries, numbers, stop)
+            writes, terms = flow.writes, flow.terms
         for name, value in writes.items():
             target = originals[name]
             real = torch.view_as_real(target) if target.is_complex() else target

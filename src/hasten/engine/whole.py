@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hasten.engine.composition import Composition, Flow
-from hasten.engine.matrix import compute_dtype, store
+from hasten.engine.composition import Composition
+from hasten.engine.flow import Flow
+from hasten.engine.matrix import Converted, alike, compute_dtype, one_of, store, through, together_with
 from hasten.engine.owners import Owners
+from hasten.engine.structure import PLAIN, Structure
 from hasten.sharding import Division
 
 
@@ -39,19 +41,23 @@ class Whole:
     directions scattered back; buffers of another shape than the parameter's are copied to every worker.
 
     Args:
-        composition: with at least one part of matrix grain.
+        composition: with at least one part of tensor or matrix grain.
+        structure: how the tensors are read as matrices.
         divisions: how the tensors are divided, all among the same workers.
         device: where they are.
     """
 
     def __init__(
-        self, composition: Composition, divisions: Sequence[Division], device: torch.device | str
+        self,
+        composition: Composition,
+        structure: Structure,
+        divisions: Sequence[Division],
+        device: torch.device | str,
     ) -> None:
         self.composition = composition
+        self.structure = structure
         self.divisions = list(divisions)
-        grains = [part.grain for part in composition.parts]
-        self.first = grains.index("matrix")
-        self.end = len(grains) - grains[::-1].index("matrix")
+        self.first, self.end = composition.together.start, composition.together.stop
         self.members = [m for m, d in enumerate(divisions) if d.shape.numel()]
         """The tensors that have entries."""
         self.owners = Owners([divisions[m] for m in self.members], device) if self.members else None
@@ -80,7 +86,7 @@ class Whole:
         composition = self.composition
         compute = compute_dtype(slots["param"][0])
         entries = [
-            _Converted({name: slot[m] for name, slot in slots.items()}, compute)
+            Converted({name: slot[m] for name, slot in slots.items()}, compute)
             for m in range(len(self.divisions))
         ]
         flows = {m: composition.start(entries[m]) for m in self.members}
@@ -116,12 +122,8 @@ class Whole:
             [[_before(name, flows[m], slots, m) for name in journeys[m].gathered] for m in self.members]
         )
         results = {}
-        for position, found in wholes.items():
+        for position, flow in self._worked_on(wholes, journeys, flows, slots, numbers, compute, stop):
             m = self.members[position]
-            given = dict(zip(journeys[m].gathered, found, strict=True))
-            flow = Flow(given["direction"], given.get("grad", given["direction"]), flows[m].decay)
-            entries = _Converted({**given, **{name: slots[name][m] for name in self.shared}}, compute)
-            self.composition.follow(flow, entries, numbers[m], range(self.first, self.end), stop)
             flows[m].terms = flow.terms
             results[position] = (
                 [_after(name, flow) for name in journeys[m].scattered],
@@ -140,6 +142,43 @@ class Whole:
             flow.grad = arrived.pop("grad", flow.direction if journeys[m].follows else flow.grad)
             flow.writes.update(arrived)
 
+    def _worked_on(
+        self,
+        wholes: Mapping[int, Sequence[Tensor]],
+        journeys: Mapping[int, Journey],
+        flows: Mapping[int, Flow],
+        slots: Mapping[str, Sequence[Tensor]],
+        numbers: Sequence[Mapping[str, float]],
+        compute: torch.dtype,
+        stop: int | None,
+    ) -> Iterator[tuple[int, Flow]]:
+        """The positions of the tensors that this worker owns, each with its flow after the parts of matrix grain."""
+        positions = list(wholes)
+        members = [self.members[position] for position in positions]
+        keys = [
+            (id(numbers[m]), position if stop is not None else 0)
+            for m, position in zip(members, positions, strict=True)
+        ]
+        for lot in alike([self.divisions[m].shape for m in members], keys):
+            starts, entries = [], []
+            for i in lot:
+                m = members[i]
+                given = dict(zip(journeys[m].gathered, wholes[positions[i]], strict=True))
+                starts.append(Flow(given["direction"], given.get("grad", given["direction"]), flows[m].decay))
+                entries.append(
+                    Converted({**given, **{name: slots[name][m] for name in self.shared}}, compute)
+                )
+            flow = through(
+                self.composition,
+                self.structure,
+                together_with(starts),
+                entries,
+                numbers[members[lot[0]]],
+                stop,
+            )
+            for j, i in enumerate(lot):
+                yield positions[i], one_of(flow, j)
+
     def _journey(self, dimensions: int, stop: int | None) -> Journey:
         """Found out on a small tensor of so many dimensions."""
         if (dimensions, stop) in self._journeys:
@@ -147,14 +186,13 @@ class Whole:
         composition, shape = self.composition, torch.Size((2,) * dimensions)
         entries = {n: torch.full(shape, 0.5) for n in ("param", "grad", *composition.extra_inputs)}
         for slot in composition.slots:
-            to = slot.buffer.shape
-            entries[slot.name] = torch.full(shape if to is None else to(shape), 0.5)
+            entries[slot.name] = torch.full(composition.kept_shape(slot, shape), 0.5)
         numbers = dict.fromkeys(composition.stage(stop).numbers, 0.5)
         flow = composition.start(entries)
         composition.follow(flow, entries, numbers, range(self.first))
-        before, apart = flow.grad, flow.grad is not flow.direction
-        flow.asked, flow.writes = set(), {}
-        composition.follow(flow, entries, numbers, range(self.first, self.end), stop)
+        apart, flow = flow.grad is not flow.direction, together_with([flow])
+        before = flow.grad
+        flow = through(composition, PLAIN, flow, [entries], numbers, stop)
         follows, changed = flow.grad is flow.direction, flow.grad is not before
         gathered = [
             "direction",
@@ -181,13 +219,3 @@ def _before(name: str, flow: Flow, slots: Mapping[str, Sequence[Tensor]], m: int
 def _after(name: str, flow: Flow) -> Tensor:
     found: Tensor = getattr(flow, name) if name in ("direction", "grad") else flow.writes[name]
     return found
-
-
-class _Converted:
-    """Tensors by name, in the dtype of the arithmetic when they are read."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], compute: torch.dtype) -> None:
-        self.tensors, self.compute = tensors, compute
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name].detach().to(self.compute)

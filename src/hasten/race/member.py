@@ -83,6 +83,9 @@ def main() -> None:
         text = traceback.format_exc() if kind == "bug" else str(error)
         speaker.say("failed", text, kind=kind)
         os._exit(1)  # the others may be gone: nothing is waited for
+    os._exit(
+        0
+    )  # all is told and on disk; torch's threads for messages may abort a process that unwinds around them
 
 
 def _end_with_the_others() -> None:

@@ -13,6 +13,7 @@ import torch
 
 from hasten.numbers import Names, Number, maximum, sqrt, where
 from hasten.transforms.momentum import average
+from hasten.transforms.step import root_mean_square
 from hasten.words import ANY, FRACTION, NONNEGATIVE, POSITIVE, UNIT, Buffer, Entry, Geometry, Value, hyper
 
 
@@ -226,7 +227,7 @@ class FactoredSecondMoment(Geometry):
     beta2_decay: Value = hyper(-0.8, ANY, "the weight of new squares is kᵇ, b negative")
     clip: Value = hyper(1.0, POSITIVE, "largest root mean square of the update")
     eps1: float | None = None
-    grain: ClassVar[Literal["element", "matrix"]] = "matrix"
+    grain: ClassVar[Literal["element", "tensor", "matrix"]] = "tensor"
     formula: ClassVar[str] = (
         "R ← lerp(R, mean_cols g², kᵇ);  C ← lerp(C, mean_rows g², kᵇ);  V = R C / mean(R);  "
         "u = g/√max(V, ε₁²);  u ← u / max(1, RMS(u)/clip)"
@@ -248,7 +249,7 @@ class FactoredSecondMoment(Geometry):
         """The clipped direction in the factored metric."""
         eps1 = torch.finfo(d.dtype).eps if self.eps1 is None else self.eps1
         square = s.grad * s.grad
-        if d.dim() > 1:
+        if d.dim() > 2:
             s.row_var = average(s.row_var, square.mean(dim=-1, keepdim=True), n.weight)
             s.col_var = average(s.col_var, square.mean(dim=-2, keepdim=True), n.weight)
             total = s.row_var.mean(dim=-2, keepdim=True).clamp(min=eps1)
@@ -257,9 +258,4 @@ class FactoredSecondMoment(Geometry):
             s.variance = average(s.variance, square, n.weight)
             variance = s.variance
         u = d * torch.rsqrt(variance.clamp(min=eps1 * eps1))
-        return u / torch.clamp(_rms(u) / n.clip, min=1.0)
-
-
-def _rms(x: Entry) -> Entry:
-    """Root mean square of a tensor's entries."""
-    return torch.linalg.vector_norm(x) / max(x.numel(), 1) ** 0.5
+        return u / torch.clamp(root_mean_square(u) / n.clip, min=1.0)

@@ -96,7 +96,7 @@ class RelativeStep(Step):
 
     lr: Value = hyper(1e-2, NONNEGATIVE, "learning rate, the upper limit of the relative step")
     eps2: Value = hyper(1e-3, NONNEGATIVE, "smallest root mean square the parameter is taken to have")
-    grain: ClassVar[Literal["element", "matrix"]] = "matrix"
+    grain: ClassVar[Literal["element", "tensor", "matrix"]] = "tensor"
     formula: ClassVar[str] = "u = max(ε₂, RMS(y)) · min(1, 1/(lr √k)) · d"
 
     def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
@@ -105,5 +105,17 @@ class RelativeStep(Step):
 
     def direction(self, d: Entry, s: Any, n: Any) -> Entry:
         """The direction in proportion to the parameter."""
-        size = torch.linalg.vector_norm(s.param) / max(s.param.numel(), 1) ** 0.5
+        size = root_mean_square(s.param)
         return torch.clamp(size, min=n.eps2) * n.relative * d
+
+
+def root_mean_square(x: Entry) -> Entry:
+    """Root mean square of the entries of every tensor of a stack [k, …], as [k, 1, …].
+
+    Example:
+        >>> root_mean_square(torch.tensor([[3.0, 4.0], [1.0, 1.0]])).flatten()
+        tensor([3.5355, 1.0000])
+    """
+    flat = x.reshape(len(x), -1)
+    size = torch.linalg.vector_norm(flat, dim=1) / max(flat.shape[1], 1) ** 0.5
+    return size.reshape(-1, *(1,) * (x.dim() - 1))
