@@ -17,6 +17,7 @@ from hasten.engine.description import describe
 from hasten.engine.options import read_options
 from hasten.engine.parameters import ParameterGroups
 from hasten.engine.plan import Plan
+from hasten.engine.routing import matrix_groups
 from hasten.engine.scheduling import scheduled
 from hasten.engine.stepping import run_step
 from hasten.engine.traced import refuse_tracing, traced_step
@@ -42,7 +43,9 @@ class Optimizer(ParameterGroups):
         oracle: where the gradient comes from.
         lr: learning rate of the iterate; a number, a 0-d tensor, or a schedule.
         weight_decay: decoupled weight decay: a :class:`~hasten.transforms.WeightDecay` after all transforms.
-        vectors: a sentence of its own for parameters with fewer than two dimensions.
+        vectors: a sentence of its own for parameters with fewer than two dimensions, and for those in groups with
+            ``matrices=False``. Where the transforms work on matrices, parameters are put into two groups, one for each
+            sentence, with the defaults of that sentence: see :func:`~hasten.matrix_groups`.
         engine_options: see :class:`~hasten.EngineOptions`.
 
     Raises:
@@ -80,7 +83,11 @@ class Optimizer(ParameterGroups):
         options = read_options(self.name, engine_options, named - {"self", "params"})
         sentence = self._sentence(transforms, iterate, oracle, lr, weight_decay)
         sentences = [sentence] if vectors is None else [sentence, vectors]
-        super().__init__(params if isinstance(params, nn.Module) else listed(params), sentences, options)
+        params = params if isinstance(params, nn.Module) else listed(params)
+        whole = any(part.grain == "matrix" for part in sentence.parts)
+        module = params if isinstance(params, nn.Module) else None
+        super().__init__(matrix_groups(params) if whole and vectors else params, sentences, options)
+        self.module = module
         self.plan: Plan | None = None
         if self.module is not None and self.has_evaluation_point:
             watch(self.module, self)

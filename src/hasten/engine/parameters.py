@@ -53,7 +53,7 @@ class ParameterGroups(torch.optim.Optimizer):
         for composition in self.compositions:
             self.places.update(composition.places)
             self.hypers = {**composition.hypers, **self.hypers}
-            defaults.update(composition.group_defaults())
+            defaults = {**composition.group_defaults(), **defaults}
         self.functions: dict[tuple[int, str], Callable[[int], float]] = {}
         """The schedules that are functions, by the number of their group and their place."""
         self.written: dict[tuple[int, str], Any] = {}
@@ -85,7 +85,9 @@ class ParameterGroups(torch.optim.Optimizer):
                 raise ValueError(
                     f"{self.name}: a parameter group has the unknown key {key!r}{nearest(key, known)}"
                 )
-        entries = {key: param_group.get(key, self.defaults[key]) for key in known}
+        second = self.compositions[-1].group_defaults() if param_group.get("matrices") is False else {}
+        defaults = {**self.defaults, **second}
+        entries = {key: param_group.get(key, defaults[key]) for key in known}
         self.check_group(entries)
         self._check_structure(param_group)
         schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
