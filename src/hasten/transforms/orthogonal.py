@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-
-from hasten.linalg.newton_schulz import NS5, newton_schulz
+from hasten.linalg.polar import orthogonalize
 from hasten.words import Entry, Geometry
 
 
@@ -21,5 +19,4 @@ class Orthogonalize(Geometry):
     def direction(self, d: Entry, s: Any, n: Any) -> Entry:
         """Orthogonalised."""
         rows, columns = d.shape[-2:]
-        low = None if d.dtype is torch.float64 else torch.bfloat16
-        return newton_schulz(d, NS5, low) * max(1.0, rows / columns) ** 0.5
+        return orthogonalize(d, "ns5") * max(1.0, rows / columns) ** 0.5
