@@ -88,6 +88,7 @@ def _checked_groups(optimizer: ParameterGroups, state_dict: dict[str, Any]) -> l
                     f"{optimizer.name}: group {i} of the state dict has {key!r}, which this optimizer does not know"
                     f"{nearest(key, group)}; was it saved by another optimizer?"
                 )
+        optimizer.check_role({**group, **entries})
         optimizer.check_group({**group, **entries})
         found.append(entries)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Description:
     floats_per_parameter: float
     vectors: tuple[PartDescription, ...] = ()
     """The parts for parameters with fewer than two dimensions, where they have a sentence of their own."""
+    roles: dict[str, tuple[PartDescription, ...]] = field(default_factory=dict)
+    """The parts of the sentences that parameter groups name, where they name any."""
     overrides: tuple[str, ...] = ()
     """What the other parameter groups have instead, a line each."""
 
@@ -52,6 +54,9 @@ class Description:
         if self.vectors:
             lines.append("  parameters with fewer than two dimensions:")
             lines += [f"  {line}" for part in self.vectors for line in part.lines()]
+        for role, parts in self.roles.items():
+            lines.append(f"  {role}:")
+            lines += [f"  {line}" for part in parts for line in part.lines()]
         return "\n".join([*lines, *(f"  {line}" for line in self.overrides)])
 
 
@@ -74,17 +79,23 @@ def describe(optimizer: ParameterGroups) -> Description:
                     y ← y − lr · u
           state     1 floats per parameter
     """
-    first, *others = optimizer.compositions
-    group = optimizer.param_groups[0]
-    sentences = [tuple(_part(c, i, group) for i in range(len(c.parts))) for c in optimizer.compositions]
+    first, group = optimizer.compositions[0], optimizer.param_groups[0]
+    named = {
+        g[optimizer.role_key]: g for g in optimizer.param_groups if g.get(optimizer.role_key) is not None
+    }
     return Description(
         type(optimizer).__name__,
         optimizer.source,
-        sentences[0],
+        _parts(first, group),
         floats_per_parameter(first),
-        sentences[1] if others else (),
+        _parts(optimizer.others, group) if optimizer.others is not None else (),
+        {f"{optimizer.role_key} {r!r}": _parts(optimizer.roles[r], own) for r, own in named.items()},
         tuple(_overrides(optimizer)),
     )
+
+
+def _parts(composition: Composition, group: dict[str, Any]) -> tuple[PartDescription, ...]:
+    return tuple(_part(composition, i, group) for i in range(len(composition.parts)))
 
 
 def _overrides(optimizer: ParameterGroups) -> Iterator[str]:
@@ -93,8 +104,10 @@ def _overrides(optimizer: ParameterGroups) -> Iterator[str]:
         places = [
             place for place in optimizer.places.values() if _value(group, place) != _value(first, place)
         ]
-        listed = ", ".join(f"{place}={_short(_value(group, place))}" for place in places)
-        yield f"group {number}: {len(group['params'])} parameters" + (f", {listed}" if listed else "")
+        differing = [f"{place}={_short(_value(group, place))}" for place in places]
+        if group.get(optimizer.role_key) is not None:
+            differing = [f"{optimizer.role_key}={group[optimizer.role_key]!r}", *differing]
+        yield f"group {number}: " + ", ".join([f"{len(group['params'])} parameters", *differing])
 
 
 def floats_per_parameter(composition: Composition, shape: tuple[int, int] = (1024, 1024)) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -46,6 +46,7 @@ class Optimizer(ParameterGroups):
         vectors: a sentence of its own for parameters with fewer than two dimensions, and for those in groups with
             ``matrices=False``. Where the transforms work on matrices, parameters are put into two groups, one for each
             sentence, with the defaults of that sentence: see :func:`~hasten.matrix_groups`.
+        roles: further sentences by name, each for the groups that have this name under the key ``"role"``.
         engine_options: see :class:`~hasten.EngineOptions`.
 
     Raises:
@@ -76,6 +77,7 @@ class Optimizer(ParameterGroups):
         lr: Value | None = None,
         weight_decay: Value | None = None,
         vectors: Sentence | None = None,
+        roles: Mapping[str, Sentence] | None = None,
         **engine_options: Any,
     ) -> None:
         signature = inspect.signature(type(self).__init__).parameters.values()
@@ -86,7 +88,7 @@ class Optimizer(ParameterGroups):
         params = params if isinstance(params, nn.Module) else listed(params)
         whole = any(part.grain == "matrix" for part in sentence.parts)
         module = params if isinstance(params, nn.Module) else None
-        super().__init__(matrix_groups(params) if whole and vectors else params, sentences, options)
+        super().__init__(matrix_groups(params) if whole and vectors else params, sentences, options, roles)
         self.module = module
         self.plan: Plan | None = None
         if self.module is not None and self.has_evaluation_point:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,12 +32,21 @@ class ParameterGroups(torch.optim.Optimizer):
         sentences: that of all parameters; and a second one, if there is one, for those with fewer than two dimensions
             and those in groups with ``matrices=False``.
         options: the values of :class:`~hasten.EngineOptions`.
+        roles: sentences by name, for the groups that name them under the key `role_key`.
     """
 
     source: ClassVar[str] = ""
     """The paper."""
+    role_key: ClassVar[str] = "role"
+    """The entry of a parameter group that names the sentence which moves it, where there are several by name."""
 
-    def __init__(self, params: Any, sentences: Sequence[Sentence], options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        params: Any,
+        sentences: Sequence[Sentence],
+        options: dict[str, Any],
+        roles: Mapping[str, Sentence] | None = None,
+    ) -> None:
         self.maximize: bool = options["maximize"]
         self.engine: str = options["engine"]
         self.on_nonfinite: str = options["on_nonfinite"]
@@ -45,8 +54,13 @@ class ParameterGroups(torch.optim.Optimizer):
         self.state_dtype: torch.dtype | None = options["state_dtype"]
         self.seed: int = options["seed"]
         self.sentence = sentences[0]
-        self.compositions = [Composition(sentence, self.maximize) for sentence in sentences]
-        self.has_evaluation_point = any(s.iterate.two_points for s in sentences)
+        sentences, named = list(sentences), dict(roles or {})
+        self.compositions = [Composition(own, self.maximize) for own in (*sentences, *named.values())]
+        self.roles = dict(zip(named, self.compositions[len(sentences) :], strict=True))
+        """The compositions of the groups that name one."""
+        self.others: Composition | None = self.compositions[1] if len(sentences) > 1 else None
+        """That of vectors, and of the groups with ``matrices=False``."""
+        self.has_evaluation_point = any(c.sentence.iterate.two_points for c in self.compositions)
         self.places: dict[str, Place] = {}
         self.hypers: dict[str, Hyper] = {}
         defaults: dict[str, Any] = {}
@@ -79,14 +93,18 @@ class ParameterGroups(torch.optim.Optimizer):
             raise TypeError(
                 f"{self.name}: a parameter group must be a dict, not {type(param_group).__name__}"
             )
+        given = param_group.get("params", ())
+        if not isinstance(given, Tensor | set):
+            param_group = {**param_group, "params": list(given)}  # looked at more than once
         known = {place.key for place in self.places.values()}
         for key in param_group:
             if not self.accepts_group_key(key):
                 raise ValueError(
                     f"{self.name}: a parameter group has the unknown key {key!r}{nearest(key, known)}"
                 )
-        second = self.compositions[-1].group_defaults() if param_group.get("matrices") is False else {}
-        defaults = {**self.defaults, **second}
+        self.check_role(param_group)
+        own = self._composition(None, param_group)
+        defaults = {**self.defaults, **({} if own is self.compositions[0] else own.group_defaults())}
         entries = {key: param_group.get(key, defaults[key]) for key in known}
         self.check_group(entries)
         self._check_structure(param_group)
@@ -115,16 +133,27 @@ class ParameterGroups(torch.optim.Optimizer):
             if p.requires_grad:
                 self.initialise(p)
 
+    def check_role(self, group: dict[str, Any]) -> None:
+        """Raise ValueError unless the sentence that a group names is there."""
+        role = group.get(self.role_key)
+        if role is not None and not (isinstance(role, str) and role in self.roles):
+            known = nearest(str(role), self.roles) if self.roles else "; it has one sentence for all"
+            raise ValueError(f"{self.name}: {self.role_key} = {role!r} is not allowed{known}")
+
     def _check_structure(self, group: dict[str, Any]) -> None:
         """Raise ValueError unless every tensor of a group is of a kind that its sentence can move."""
         for key in STRUCTURE:
-            if group.get(key) is not None and self.compositions[0].grain != "matrix":
+            if group.get(key) is not None and all(c.grain != "matrix" for c in self.compositions):
                 raise ValueError(f"{self.name}: {key} = {group[key]!r} is not allowed: it needs no matrices")
         check_structure(self.name, group)
-        given = group["params"]
+        matrices, given = group.get("matrices"), group["params"]
+        if matrices is False and len(self.compositions) == 1 and self.compositions[0].grain == "matrix":
+            raise ValueError(
+                f"{self.name}: matrices = False is not allowed: it has no sentence for other parameters (vectors=)"
+            )
         for i, named in enumerate([given] if isinstance(given, Tensor) else list(given)):
             p = named[1] if isinstance(named, tuple) else named
-            if isinstance(p, Tensor) and self._composition(p, group).grain == "matrix":
+            if isinstance(p, Tensor) and (matrices or self._composition(p, group).grain == "matrix"):
                 reason = structure_of(group).check(p.shape)
                 if reason:
                     name = repr(named[0]) if isinstance(named, tuple) else f"{i} of a group"
@@ -174,9 +203,13 @@ class ParameterGroups(torch.optim.Optimizer):
         """The composition that moves a parameter."""
         return self._composition(p, self.group_of(p))
 
-    def _composition(self, p: Tensor, group: dict[str, Any]) -> Composition:
-        matrices = group.get("matrices")
-        return self.compositions[len(self.compositions) > 1 and (p.dim() < 2 or matrices is False)]
+    def _composition(self, p: Tensor | None, group: dict[str, Any]) -> Composition:
+        """That of a parameter, or, without one, of a matrix in this group."""
+        if group.get(self.role_key) is not None:
+            return self.roles[group[self.role_key]]
+        if self.others is not None and (group.get("matrices") is False or (p is not None and p.dim() < 2)):
+            return self.others
+        return self.compositions[0]
 
     def group_of(self, p: Tensor) -> dict[str, Any]:
         """The parameter group that a parameter is in."""
@@ -219,6 +252,7 @@ class ParameterGroups(torch.optim.Optimizer):
             key in _BOOKKEEPING
             or key in _SCHEDULER_KEYS
             or key in STRUCTURE
+            or key == self.role_key
             or any(key == p.key for p in self.places.values())
         )
 
