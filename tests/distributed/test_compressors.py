@@ -20,7 +20,7 @@ from hasten.distributed.compressors import (
     packed,
     unpacked,
 )
-from hasten.distributed.low_rank import cosine_rows, cosine_transform
+from hasten.linalg.cosine import cosine_rows, cosine_transform
 from hasten.sketches import BalancedCountSketch, CountSketch, Haar, PerLayer, StridedSigns
 
 EVERY = [TopK(4), Sign(), Sketched(BalancedCountSketch(ratio=4)), LowRank(2), DCTColumns(2)]

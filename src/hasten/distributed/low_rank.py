@@ -18,6 +18,7 @@ from hasten.distributed.compressors import (
     integer,
     positive_integer,
 )
+from hasten.linalg.cosine import cosine_rows, cosine_transform, leading
 from hasten.sketches.counters import key_of
 from hasten.sketches.layers import Shape
 
@@ -158,9 +159,7 @@ class DCTColumns(Compressor):
         tall = [upright(message.m) for message in messages]
         coefficients = [cosine_transform(M) for M in tall]
         energies = yield Average([S.square().sum(0) for S in coefficients])
-        chosen = [
-            torch.topk(energy, min(self.rank, energy.numel())).indices.sort().values for energy in energies
-        ]
+        chosen = [leading(energy, min(self.rank, energy.numel())) for energy in energies]
         own = [S[:, J] for S, J in zip(coefficients, chosen, strict=True)]
         del coefficients
         means = yield Average(own)
@@ -174,31 +173,3 @@ def upright(M: Tensor) -> Tensor:
     """The matrix, or its transpose, that has no fewer rows than columns; a view."""
     matrix = M.view(as_matrix(M.shape))
     return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-
-
-def cosine_transform(M: Tensor) -> Tensor:
-    """M Dᵀ, the orthonormal DCT-II of every row, by one FFT (Makhoul, 1980).
-
-    Example:
-        >>> cosine_transform(torch.ones(1, 4)).round(decimals=3)
-        tensor([[2., 0., 0., 0.]])
-    """
-    n = M.shape[-1]
-    V = torch.fft.fft(torch.cat([M[..., ::2], M[..., 1::2].flip(-1)], -1))
-    angle = torch.arange(n, dtype=torch.float64, device=M.device) * (math.pi / (2 * n))
-    S: Tensor = V.real * angle.cos().to(M.dtype) + V.imag * angle.sin().to(M.dtype)
-    S *= math.sqrt(2 / n)
-    S[..., 0] *= math.sqrt(0.5)
-    return S
-
-
-def cosine_rows(rows: Tensor, n: int, dtype: torch.dtype) -> Tensor:
-    """D_k,j = √(2/n) cos(π k (2j + 1)/(2n)), its first row 1/√n, for some rows k.
-
-    Example:
-        >>> cosine_rows(torch.tensor([0]), 4, torch.float32)
-        tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
-    """
-    j = torch.arange(n, dtype=torch.float64, device=rows.device)
-    D = torch.cos(rows.double().unsqueeze(1) * (2 * j + 1) * (math.pi / (2 * n))) * math.sqrt(2 / n)
-    return torch.where(rows.unsqueeze(1) == 0, math.sqrt(1 / n), D).to(dtype)
