@@ -145,7 +145,7 @@ class Part:
             >>> EMA(0.98).rename(beta1="inner_momentum").key("beta1")
             'inner_momentum'
         """
-        unknown = set(names) - {h.name for h in self.hypers()}
+        unknown = set(names) - {h.name for h in self.declared}
         if unknown:
             raise ValueError(f"{type(self).__name__} has no hyperparameter {sorted(unknown)[0]!r} to rename")
         return dataclasses.replace(self, renamed={**self.renamed, **names})
@@ -153,6 +153,15 @@ class Part:
     def key(self, name: str) -> str:
         """The name under which a hyperparameter is stored in the parameter groups."""
         return self.renamed.get(name, name)
+
+    @property
+    def declared(self) -> tuple[Hyper, ...]:
+        """The hyperparameters of this part and of the parts inside it."""
+        return self.hypers()
+
+    def value(self, name: str) -> Any:
+        """What a declared hyperparameter is set to."""
+        return getattr(self, name)
 
     @property
     def preparing(self) -> int:

@@ -165,8 +165,8 @@ class Composition:
 
     def _bind_hyperparameters(self) -> None:
         for part in self.parts:
-            for hyper in part.hypers():
-                name, value = part.key(hyper.name), getattr(part, hyper.name)
+            for hyper in part.declared:
+                name, value = part.key(hyper.name), part.value(hyper.name)
                 if name in self.defaults and not _same(self.defaults[name], value):
                     raise ValueError(
                         f"two parts declare {name!r}, with values {self.defaults[name]!r} and {value!r}; give both the "
@@ -176,7 +176,7 @@ class Composition:
                 self.defaults[name] = value
                 self.hypers.setdefault(name, hyper)
         self.places = places(list(self.defaults))
-        self.bound = [[(h.name, self.places[part.key(h.name)]) for h in part.hypers()] for part in self.parts]
+        self.bound = [[(h.name, self.places[part.key(h.name)]) for h in part.declared] for part in self.parts]
 
     def group_defaults(self) -> dict[str, Any]:
         """The default entries of a parameter group, numbered names collected in tuples."""
@@ -214,7 +214,7 @@ class Composition:
     def number_names(self, i: int, *, measured: bool) -> tuple[str, ...]:
         """The names of the numbers of part `i`, with or without those that follow its measurement."""
         part = self.parts[i]
-        h = Names(**{x.name: _representative(getattr(part, x.name), x) for x in part.hypers()})
+        h = Names(**{x.name: _representative(part.value(x.name), x) for x in part.declared})
         names = tuple(part.numbers(h, 1.0, Names(**part.counters())))
         if measured and part.measures:
             delivered = dict.fromkeys(self.sentence.oracle.delivers, 1.0)
