@@ -96,9 +96,12 @@ class Contender:
             options.pop("rank", None)
         if self.name in SUBSPACE and oracle is not None:
             options["oracle"] = oracle
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        if self.name.startswith("torch."):
+            given: Any = [p for p in model.parameters() if p.requires_grad]
+        else:  # which parameters are hidden matrices is read off the model
+            given = model
         try:
-            optimizer: torch.optim.Optimizer = make(parameters, **options)
+            optimizer: torch.optim.Optimizer = make(given, **options)
         except (TypeError, ValueError) as error:
             raise RaceError(f"{self.label}: {one_line(error)}") from error
         for group in optimizer.param_groups:
