@@ -7,8 +7,10 @@ import json
 import os
 import queue
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,15 +106,20 @@ class Ledger:
     Args:
         path: one JSON object a line, written as soon as a job is done; None to keep nothing.
         told: hears of every job that is done.
+        lanes: how many jobs are done at a time, each by workers of its own.
     """
 
     def __init__(
-        self, path: Path | None = None, told: Callable[[Any, Found], None] = lambda *_: None
+        self,
+        path: Path | None = None,
+        told: Callable[[Any, Found], None] = lambda *_: None,
+        lanes: int = 1,
     ) -> None:
         self.path = path
         self.told = told
         self.known: dict[str, Found] = {}
-        self._crews: dict[int, Crew] = {}
+        self.lanes = lanes
+        self._crews: dict[tuple[int, int], Crew] = {}
         self._place = tempfile.TemporaryDirectory(prefix="crew-")
         if path is not None and path.exists():
             for line in path.read_text("utf-8").splitlines():
@@ -122,16 +129,31 @@ class Ledger:
     def all(self, work: Work, jobs: Iterable[Any]) -> list[Found]:
         """What comes of these jobs; those that nobody has done are done."""
         asked = {_key(work.__name__, dataclasses.asdict(job)): job for job in jobs}
-        for key, job in asked.items():
-            if key not in self.known:
-                self._keep(work.__name__, job, key, self._crew(job.world).do(work, job))
+        left = iter([(key, job) for key, job in asked.items() if key not in self.known])
+        turn = threading.Lock()
+
+        def work_off(lane: int) -> None:
+            while True:
+                with turn:
+                    key, job = next(left, (None, None))
+                if key is None or job is None:
+                    return
+                found = self._crew(job.world, lane).do(work, job)
+                with turn:
+                    self._keep(work.__name__, job, key, found)
+
+        with ThreadPoolExecutor(self.lanes) as lanes:
+            for done in [lanes.submit(work_off, lane) for lane in range(self.lanes)]:
+                done.result()
         return [self.known[key] for key in asked]
 
-    def _crew(self, world: int) -> Crew:
-        """Of that size; it takes seconds to gather, so it stays."""
-        if world not in self._crews:
-            self._crews[world] = Crew(world, Path(self._place.name))
-        return self._crews[world]
+    def _crew(self, world: int, lane: int) -> Crew:
+        """Of that size, in a lane; it takes seconds to gather, so it stays."""
+        if (world, lane) not in self._crews:
+            place = Path(self._place.name) / str(lane)
+            place.mkdir(exist_ok=True)
+            self._crews[world, lane] = Crew(world, place)
+        return self._crews[world, lane]
 
     def __enter__(self) -> Ledger:
         return self

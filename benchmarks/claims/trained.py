@@ -54,6 +54,7 @@ def trained(cell: Cell, workers: Workers) -> Found:
         "loss": run.final_loss,
         "sent": run.points[-1].bytes,
         "training": run.points[-1].train_loss,
+        "seconds": run.points[-1].seconds,
         "points": [[point.step, point.loss, point.bytes] for point in run.points],
     }
 
