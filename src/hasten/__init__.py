@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten import iterates, optimizers, oracles, schedules, sketches, transforms
 from hasten.engine import Description, EngineOptions, NonFiniteGradient, Optimizer, Sentence, describe
+from hasten.engine.routing import matrix_groups
 from hasten.equivalence import Equivalence, equivalent
 from hasten.optimizers import (
     MARS,
@@ -20,6 +21,7 @@ from hasten.optimizers import (
     Adafactor,
     Adam,
     AdaMax,
+    AdaMuon,
     AdamW,
     AdEMAMix,
     AMSBound,
@@ -28,6 +30,7 @@ from hasten.optimizers import (
     HeavyBall,
     Lion,
     MaSS,
+    Muon,
     NAdamW,
     Nesterov,
     Prodigy,
@@ -41,6 +44,7 @@ from hasten.optimizers import (
     SubspaceGradientDescent,
     SubspaceNesterov,
     TripleMomentum,
+    TurboMuon,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +63,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBound",
     "AdaMax",
+    "AdaMuon",
     "Adafactor",
     "Adam",
     "AdamW",
@@ -69,6 +74,7 @@ __all__ = [
     "HeavyBall",
     "Lion",
     "MaSS",
+    "Muon",
     "NAdamW",
     "Nesterov",
     "NonFiniteGradient",
@@ -86,10 +92,12 @@ __all__ = [
     "SubspaceGradientDescent",
     "SubspaceNesterov",
     "TripleMomentum",
+    "TurboMuon",
     "describe",
     "distributed",
     "equivalent",
     "iterates",
+    "matrix_groups",
     "minimize",
     "optimizers",
     "oracles",

@@ -17,6 +17,7 @@ from hasten.optimizers.adam import (
 )
 from hasten.optimizers.ademamix import AdEMAMix, SimplifiedAdEMAMix
 from hasten.optimizers.mars import MARS
+from hasten.optimizers.muon import AdaMuon, Muon, TurboMuon
 from hasten.optimizers.prodigy import Prodigy
 from hasten.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from hasten.optimizers.sgd import QHM, SGD, HeavyBall, Nesterov
@@ -40,6 +41,7 @@ CATALOGUE: dict[str, type[Optimizer]] = {
             Prodigy,
         ),
         *(SubspaceNesterov, SubspaceGradientDescent),
+        *(Muon, TurboMuon, AdaMuon),
     )
 }
 """Every named optimizer, by name."""
@@ -55,6 +57,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBound",
     "AdaMax",
+    "AdaMuon",
     "Adafactor",
     "Adam",
     "AdamW",
@@ -62,6 +65,7 @@ __all__ = [
     "HeavyBall",
     "Lion",
     "MaSS",
+    "Muon",
     "NAdamW",
     "Nesterov",
     "Prodigy",
@@ -75,4 +79,5 @@ __all__ = [
     "SubspaceGradientDescent",
     "SubspaceNesterov",
     "TripleMomentum",
+    "TurboMuon",
 ]

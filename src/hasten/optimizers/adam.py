@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal
 from typing_extensions import Unpack
 
 from hasten.checks import check_choice, flag, unpacked
-from hasten.engine import EngineOptions, Optimizer
+from hasten.engine import EngineOptions, Optimizer, Sentence
+from hasten.iterates import Plain
+from hasten.oracles import Backpropagation
 from hasten.transforms import (
     EMA,
     BoundedSecondMoment,
@@ -27,6 +29,15 @@ def _decayed(transforms: list[Transform], weight_decay: Value, decoupled: bool) 
     """Weight decay as part of the step (last) or as an L2 penalty (first)."""
     decay: Step = WeightDecay(weight_decay)
     return [*transforms, decay] if decoupled else [decay, *transforms]
+
+
+def adamw_sentence(
+    lr: Value, betas: tuple[Value, Value], eps: Value, weight_decay: Value, *, owner: Optimizer
+) -> Sentence:
+    """AdamW as a sentence: for the parameters that `owner`, which works on matrices, leaves to it."""
+    beta1, beta2 = unpacked(owner, "fallback_betas", betas, 2)
+    transforms = (EMA(beta1), SecondMoment(beta2, eps), WeightDecay(weight_decay))
+    return Sentence(Backpropagation(), transforms, Plain(lr))
 
 
 class AdamW(Optimizer):

@@ -15,24 +15,34 @@ from hasten.transforms.momentum import (
     Accumulation,
     HeavyBall,
     Interpolation,
+    NesterovEMA,
     NesterovMoment,
     QuasiHyperbolic,
     TwoMomenta,
 )
+from hasten.transforms.norms import NORMS, FrobeniusLMO, Norm, NormGeometry
+from hasten.transforms.orthogonal import AlignedSecondMoment, Orthogonalize
 from hasten.transforms.step import ClipNorm, ClipTensorNorm, RelativeStep, Scale, WeightDecay
 
 __all__ = [
     "EMA",
+    "NORMS",
     "Accumulation",
+    "AlignedSecondMoment",
     "BoundedSecondMoment",
     "ClipNorm",
     "ClipTensorNorm",
     "FactoredSecondMoment",
     "Friction",
+    "FrobeniusLMO",
     "HeavyBall",
     "InfinityNorm",
     "Interpolation",
+    "NesterovEMA",
     "NesterovMoment",
+    "Norm",
+    "NormGeometry",
+    "Orthogonalize",
     "QuasiHyperbolic",
     "QuasiHyperbolicSecondMoment",
     "RectifiedSecondMoment",

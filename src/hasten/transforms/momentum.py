@@ -83,6 +83,40 @@ class HeavyBall(Momentum):
 
 
 @dataclass(frozen=True)
+class NesterovEMA(Momentum):
+    """Muon's momentum: an average, and Nesterov's look-ahead along it.
+
+    It is (1−μ) times :class:`HeavyBall`'s direction: where the next part does not ask for lengths, they are the same.
+
+    Example:
+        >>> NesterovEMA(0.95, nesterov=False)
+        NesterovEMA(momentum=0.95, nesterov=False)
+    """
+
+    momentum: Value = hyper(0.95, UNIT, "decay of the average of directions")
+    nesterov: bool = True
+    formula: ClassVar[str] = "m ← μ m + (1−μ) d;  u = m, or (1−μ) d + μ m (Nesterov)"
+
+    def buffers(self) -> dict[str, Buffer]:
+        """The average."""
+        return {"momentum_buffer": Buffer()}
+
+    def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
+        """Weight of the new direction."""
+        return {"weight": 1 - h.momentum}
+
+    def direction(self, d: Entry, s: Any, n: Any) -> Entry:
+        """The average, or the look-ahead."""
+        s.momentum_buffer = average(s.momentum_buffer, d, n.weight)
+        return average(s.momentum_buffer, d, n.weight) if self.nesterov else s.momentum_buffer
+
+    def linear(self, h: Names, k: int) -> tuple[float, float, float]:
+        """A = 1−μ, B = 0, or A = μ (1−μ), B = 1−μ (Nesterov)."""
+        a = 1 - h.momentum
+        return (h.momentum, h.momentum * a, a) if self.nesterov else (h.momentum, a, 0.0)
+
+
+@dataclass(frozen=True)
 class QuasiHyperbolic(Momentum):
     """Quasi-hyperbolic momentum: a mixture of the average and the current direction (Ma & Yarats, 2019).
 
