@@ -86,8 +86,6 @@ def inv_root(
     root: Tensor = _InverseRoot.apply(a, float(p), float(eps), float(relative_eps), method)[0]  # type: ignore[no-untyped-call]
     root = root.to(given)
     usable = usable & finite(root)
-    if bool(usable.all()):
-        return root
     return torch.where(usable, root, torch.nan if fallback is None else fallback.to(given))
 
 
@@ -130,6 +128,11 @@ class _InverseRoot(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, None, None]:
         return _derivative(ctx, tangents[0], adjoint=False), None, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], a: Tensor, *settings: Any) -> tuple[Any, Any]:
+        root, *eigen = _InverseRoot.apply(a.movedim(in_dims[0] or 0, 0), *settings)  # type: ignore[no-untyped-call]
+        return (root, *eigen), (0, *(0 if known.numel() else None for known in eigen))
+
 
 def _derivative(ctx: Any, along: Tensor | None, adjoint: bool) -> Tensor | None:
     """V (K ∘ Vᵀ E V) Vᵀ with K the divided differences of λ^(-1/p), and what the shift s adds to it."""
@@ -142,6 +145,8 @@ def _derivative(ctx: Any, along: Tensor | None, adjoint: bool) -> Tensor | None:
     least, most = (values[..., 0] < 0).to(values.dtype), relative_eps * (values[..., -1] > 0)
     inner = vectors.mT @ symmetric(along) @ vectors
     differences = divided_differences(_lifted(values, eps, relative_eps), p)
+    # Where there is no derivative there is no root either: what stands in its place does not depend on A.
+    differences = torch.where(finite(differences), differences, 0)
     diagonal = inner.diagonal(dim1=-2, dim2=-1)
     if adjoint:
         inner = differences * inner
