@@ -152,11 +152,13 @@ class QuasiHyperbolic(Momentum):
 class Interpolation(Momentum):
     """Lion's momentum: the step looks between the old average and the gradient, then the average moves.
 
-    Equal to :class:`QuasiHyperbolic` with β = β₂ and ν = β₁/β₂.
+    Equal to :class:`QuasiHyperbolic` with β = β₂ and ν = β₁/β₂. `debias` divides by ``1 − β₁ β₂ᵏ⁻¹``, the total weight
+    of the directions so far (Shampoo's filtered gradient).
     """
 
     beta1: Value = hyper(0.9, UNIT, "weight of the average in the step")
     beta2: Value = hyper(0.99, UNIT, "decay of the average of directions")
+    debias: bool = False
     formula: ClassVar[str] = "u = β₁ m + (1−β₁) d;  m ← β₂ m + (1−β₂) d"
 
     def buffers(self) -> dict[str, Buffer]:
@@ -164,19 +166,21 @@ class Interpolation(Momentum):
         return {"exp_avg": Buffer()}
 
     def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
-        """Weights of the current direction in the step and in the average."""
-        return {"now": 1 - h.beta1, "weight": 1 - h.beta2}
+        """Weights of the current direction in the step and in the average, and the bias correction."""
+        correction = 1 - h.beta1 * h.beta2 ** (k - 1) if self.debias else 1.0
+        return {"now": 1 - h.beta1, "weight": 1 - h.beta2, "correction": correction}
 
     def direction(self, d: Entry, s: Any, n: Any) -> Entry:
         """The interpolation, from the average before it moves."""
         u = average(s.exp_avg, d, n.now)
         s.exp_avg = average(s.exp_avg, d, n.weight)
-        return u
+        return u / n.correction if self.debias else u
 
     def linear(self, h: Names, k: int) -> tuple[float, float, float]:
         """ν = β₁/β₂ (a negative B when β₁ > β₂)."""
         nu = h.beta1 / h.beta2
-        return h.beta2, nu * (1 - h.beta2), 1 - nu
+        correction = 1 - h.beta1 * h.beta2 ** (k - 1) if self.debias else 1.0
+        return h.beta2, nu * (1 - h.beta2) / correction, (1 - nu) / correction
 
 
 @dataclass(frozen=True)
