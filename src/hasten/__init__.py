@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from hasten import iterates, optimizers, oracles, schedules, sketches, transforms
+from hasten import iterates, linalg, optimizers, oracles, schedules, sketches, transforms
 from hasten.engine import Description, EngineOptions, NonFiniteGradient, Optimizer, Sentence, describe
 from hasten.engine.routing import matrix_groups
 from hasten.equivalence import Equivalence, equivalent
@@ -97,6 +97,7 @@ __all__ = [
     "distributed",
     "equivalent",
     "iterates",
+    "linalg",
     "matrix_groups",
     "minimize",
     "optimizers",
