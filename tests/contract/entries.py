@@ -63,6 +63,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Adafactor": {"lr": 0.01, "weight_decay": 0.1},
     "Prodigy": {"d0": 1e-2, "weight_decay": 0.01},
     "SubspaceNesterov": {"smoothness": 4.0, "strong_convexity": 0.1, "weight_decay": 0.01},
+    "Trion": {"lr": 0.05, "rank": 0.5, "weight_decay": 0.1},
+    "DCTAdamW": {"lr": 0.01, "rank": 0.5, "weight_decay": 0.1},
     "SubspaceGradientDescent": {"smoothness": 4.0, "weight_decay": 0.01},
 }
 

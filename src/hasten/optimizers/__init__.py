@@ -16,6 +16,7 @@ from hasten.optimizers.adam import (
     RAdam,
 )
 from hasten.optimizers.ademamix import AdEMAMix, SimplifiedAdEMAMix
+from hasten.optimizers.low_rank import DCTAdamW, Trion
 from hasten.optimizers.mars import MARS
 from hasten.optimizers.muon import AdaMuon, Muon, TurboMuon
 from hasten.optimizers.prodigy import Prodigy
@@ -41,6 +42,7 @@ CATALOGUE: dict[str, type[Optimizer]] = {
             Prodigy,
         ),
         *(SubspaceNesterov, SubspaceGradientDescent),
+        *(Trion, DCTAdamW),
         *(Muon, TurboMuon, AdaMuon),
     )
 }
@@ -61,6 +63,7 @@ __all__ = [
     "Adafactor",
     "Adam",
     "AdamW",
+    "DCTAdamW",
     "DiffGrad",
     "HeavyBall",
     "Lion",
@@ -78,6 +81,7 @@ __all__ = [
     "StochasticNesterov",
     "SubspaceGradientDescent",
     "SubspaceNesterov",
+    "Trion",
     "TripleMomentum",
     "TurboMuon",
 ]

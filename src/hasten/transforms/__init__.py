@@ -22,6 +22,7 @@ from hasten.transforms.momentum import (
 )
 from hasten.transforms.norms import NORMS, FrobeniusLMO, Norm, NormGeometry
 from hasten.transforms.orthogonal import AlignedSecondMoment, Orthogonalize
+from hasten.transforms.projected import Projected
 from hasten.transforms.step import ClipNorm, ClipTensorNorm, RelativeStep, Scale, WeightDecay
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Norm",
     "NormGeometry",
     "Orthogonalize",
+    "Projected",
     "QuasiHyperbolic",
     "QuasiHyperbolicSecondMoment",
     "RectifiedSecondMoment",
