@@ -61,12 +61,14 @@ class Division:
         wire: the workers among whom it is divided.
         boxes: the part of every one of them, by its rank on the wire; may be empty.
         number: which part is this worker's; the same on all workers that hold the same part.
+        replicas: which copy of the whole each worker's part belongs to; empty where there is only one.
     """
 
     shape: torch.Size
     wire: Wire
     boxes: tuple[Box, ...]
     number: int
+    replicas: tuple[int, ...] = ()
 
     @property
     def mine(self) -> Box:
@@ -78,12 +80,13 @@ class Division:
         return tuple(side.stop - side.start for side in self.boxes[rank])
 
 
-def division(t: Tensor, of: Tensor | None = None) -> Division | None:
+def division(t: Tensor, of: Tensor | None = None, *, replicated: bool = False) -> Division | None:
     """How a tensor is divided; None for one that every worker holds whole.
 
     Args:
         t: a tensor.
         of: the parameter on whose account its traffic is; `t` itself where it is one.
+        replicated: among all workers of its mesh, also those that hold copies of the same part.
 
     Raises:
         RuntimeError: the tensor is placed in a way that is not supported.
@@ -109,20 +112,45 @@ def division(t: Tensor, of: Tensor | None = None) -> Division | None:
     coordinate = mesh.get_coordinate()
     if not over or coordinate is None:
         return None
-    wire = wire_over(t if of is None else of, mesh, over)
+    wire = wire_over(t if of is None else of, mesh, None if replicated else over)
     members = tuple(dist.get_process_group_ranks(wire.group))
     coordinates = _coordinates(tuple(mesh.mesh.reshape(-1).tolist()), tuple(mesh.mesh.shape), members)
     boxes = tuple(_box(t.shape, mesh, placements, c) for c in coordinates)
     number = 0
     for i in over:
         number = number * mesh.size(i) + coordinate[i]
-    found = Division(t.shape, wire, boxes, number)
+    replicas = tuple(tuple(x for i, x in enumerate(c) if i not in over) for c in coordinates)
+    copies = {replica: copy for copy, replica in enumerate(sorted(set(replicas)))}
+    of_each = tuple(copies[replica] for replica in replicas) if len(copies) > 1 else ()
+    found = Division(t.shape, wire, boxes, number, of_each)
     if found.part_shape(wire.rank) != tuple(local(t).shape):
         raise RuntimeError(
             f"a tensor with the placements {placements} is not supported: this worker holds a part of shape "
             f"{tuple(local(t).shape)}; {found.part_shape(wire.rank)} was expected"
         )
     return found
+
+
+def divided_like(p: Tensor, shape: Sequence[int], value: float, dtype: torch.dtype) -> Tensor:
+    """A tensor of one value, in another shape than a parameter's, divided by rows among the same workers.
+
+    Every worker has it whole where the parameter is not divided, and if it has no dimensions.
+
+    Example:
+        >>> divided_like(torch.zeros(2), (3,), 1.0, torch.float32)
+        tensor([1., 1., 1.])
+    """
+    found = division(p) if shape else None
+    if found is None:
+        return torch.full(tuple(shape), value, dtype=dtype, device=p.device)
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    mesh, placements = _placement(p)
+    rows = [Shard(0) if _splits(placement) else Replicate() for placement in placements]
+    box = _box(torch.Size(shape), mesh, rows, mesh.get_coordinate())
+    own = torch.full([side.stop - side.start for side in box], value, dtype=dtype, device=local(p).device)
+    stride = torch.empty(tuple(shape), device="meta").stride()
+    return DTensor.from_local(own, mesh, rows, run_check=False, shape=torch.Size(shape), stride=stride)
 
 
 def wire_over(p: Tensor, mesh: Any, over: Sequence[int] | None = None) -> Wire:

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from hasten.engine.owners import Owners
+from hasten.engine.owners import Owners, Piece
 from hasten.sharding import _box, _group, division, placed, whole
 
 SHAPES = [(5, 3), (1, 4), (7,), (2, 3, 4), (0, 3), (3, 1)]
@@ -75,19 +75,28 @@ def round_trips(rank: int, world: int) -> bool:
             assert torch.equal(whole(e, "parameters"), t)
             assert placed(e, like=e) is e
             assert torch.equal(placed(e, like=torch.empty(0)), t)
-            divisions.append(division(e))
-        owners = Owners(divisions, "cpu")
-        mine = owners.gather([[e.to_local(), e.to_local().to(torch.bfloat16)] for e in expected])
-        assert sorted(mine) == owners.owned(owners.wire.rank)
-        for i, (exact, short) in mine.items():
-            assert torch.equal(exact, tensors[i])
-            assert torch.equal(short, tensors[i].to(torch.bfloat16))
-        copies = [[torch.zeros(3, dtype=torch.float16)] for _ in tensors]
-        results = {i: ([2 * t], [torch.full((3,), float(i))]) for i, (t, _) in mine.items()}
-        parts = owners.scatter(results, [[torch.float64]] * len(tensors), copies)
-        for i, ((part,), (copy,)) in enumerate(zip(parts, copies, strict=True)):
-            assert torch.equal(part, 2 * expected[i].to_local().double())
-            assert torch.equal(copy, torch.full((3,), float(i), dtype=torch.float16))
+            divisions.append(division(e, replicated=True))
+        owners = Owners(divisions[0].wire, divisions[0].replicas)
+        of = [(i + 1) % owners.wire.world for i in range(len(tensors))]
+        shards = [(e.to_local(), e.to_local().to(torch.bfloat16)) for e in expected]
+        arrived = owners.gather(
+            [Piece(o, d, t) for o, d, own in zip(of, divisions, shards, strict=True) for t in own]
+        )()
+        wholes = []
+        for i, o in enumerate(of):
+            exact, short = arrived[2 * i : 2 * i + 2]
+            wholes.append(exact)
+            assert (exact is not None) == (short is not None) == (o == owners.wire.rank)
+            assert exact is None or torch.equal(exact, tensors[i])
+            assert short is None or torch.equal(short, tensors[i].to(torch.bfloat16))
+        parts = owners.scatter(
+            [
+                Piece(o, d, None if t is None else 2 * t, torch.float64)
+                for o, d, t in zip(of, divisions, wholes, strict=True)
+            ]
+        )
+        for part, e in zip(parts, expected, strict=True):
+            assert torch.equal(part, 2 * e.to_local().double())
     return True
 
 

@@ -124,9 +124,9 @@ class Composition:
         whole = [i for i, grain in enumerate(grains) if grain != "element"]
         self.together = range(whole[0], whole[-1] + 1) if whole else range(0)
         """The parts from the first to the last of which one needs more than an entry."""
-        self.preparing = max(part.preparing for part in self.parts)
         self.measuring = tuple(i for i, part in enumerate(self.parts) if part.measures)
         self._check_order_of_measurements()
+        self._check_preparations()
         self._check_needs()
         self.extra_inputs = tuple(self.sentence.oracle.reads)
         self._stages: dict[int | None, Formula] = {}
@@ -150,6 +150,17 @@ class Composition:
                 raise ValueError(
                     f"{late} is not allowed after {early}: it sums over all parameters; place it before"
                 )
+
+    def _check_preparations(self) -> None:
+        for part in self.parts:
+            if part.preparing and part.grain == "element":
+                raise ValueError(
+                    f"{type(part).__name__} is not allowed: a part of element grain has nothing to prepare"
+                )
+
+    def waiting(self, k: float) -> int | None:
+        """The part that step `k` only prepares, so that those after it wait; None where all run."""
+        return next((i for i, part in enumerate(self.parts) if k <= part.preparing), None)
 
     def _check_needs(self) -> None:
         oracle = self.sentence.oracle

@@ -32,6 +32,7 @@ def through(
     entries: Sequence[Any],
     numbers: Any,
     stop: int | None = None,
+    last: int | None = None,
 ) -> Flow:
     """Take tensors of one shape through the parts of ``composition.together``.
 
@@ -42,20 +43,44 @@ def through(
         entries: of each tensor by name, in the dtype of the arithmetic.
         numbers: of the formula, the same for all.
         stop: the part to measure for, if any.
+        last: the last part to apply, if the others wait until it has been prepared.
 
     Returns:
         The flow of all, stacked: ``direction``, ``grad`` and ``writes`` are [k, …].
+
+    Raises:
+        ValueError: a part makes something of another shape than it should; names both.
     """
     shape, stack = flow.direction.shape[1:], _Stack(entries)
     flow.writes = {}
     for i in composition.together:
-        if stop is not None and i > stop:
+        if (stop is not None and i > stop) or (last is not None and i > last):
             break
         if composition.parts[i].grain == "matrix":
             _through_matrices(composition, structure, shape, flow, stack, numbers, i, stop)
         else:
+            before = flow.direction
             composition.follow(flow, stack, numbers, range(i, i + 1), stop)
+            _check_made(composition, i, flow, before, shape)
     return flow
+
+
+def _check_made(composition: Composition, i: int, flow: Flow, before: Tensor, shape: torch.Size) -> None:
+    """Raise ValueError if what a part made has a wrong shape; bring its direction to the dtype of the arithmetic."""
+    made = {"the direction": (flow.direction, shape)}
+    for slot in composition.slots:
+        if slot.part == i and slot.name in flow.writes:
+            kept = slot.buffer.shape(shape) if slot.buffer.shape else shape
+            made[repr(slot.formal)] = (flow.writes[slot.name], torch.Size(kept))
+    for what, (value, own) in made.items():
+        if value.shape != (before.shape[0], *own):
+            raise ValueError(
+                f"{type(composition.parts[i]).__name__}: {what} that it makes has the shape {tuple(value.shape)}; "
+                f"it must be {(before.shape[0], *own)}"
+            )
+    if flow.direction.dtype is not before.dtype:  # fused passes read it as what the arithmetic is in
+        changed = flow.direction.to(before.dtype)
+        flow.direction, flow.grad = changed, changed if flow.grad is flow.direction else flow.grad
 
 
 def _through_matrices(
@@ -78,6 +103,7 @@ def _through_matrices(
         part = Flow(d, g, flow.decay)
         pieces = _Pieces(stack, structure, likes, shape, piece)
         composition.follow(part, pieces, numbers, range(i, i + 1), stop)
+        _check_made(composition, i, part, d, d.shape[1:])
         parts.append(part)
     if stop != i:
         flow.direction = structure.assemble([part.direction for part in parts], shape)
@@ -136,6 +162,9 @@ def follow_all(
     composition.follow(flow, entries, numbers, range(together.start), stop)
     if not composition.reaches(stop):
         return flow
+    if not flow.direction.numel():
+        flow.terms = dict.fromkeys(composition.sum_names(stop), flow.direction) if stop is not None else {}
+        return flow
     writes = flow.writes
     flow = one_of(through(composition, structure, together_with([flow]), [entries], numbers, stop), 0)
     if stop is None or stop >= together.stop:
@@ -167,13 +196,14 @@ def one_of(flow: Flow, member: int) -> Flow:
     )
 
 
-LOT = 2**20
-"""Small tensors are stacked up to so many entries."""
+LOT = {"cpu": 2**20, "elsewhere": 2**24}
+"""Tensors are stacked up to so many entries. On a CPU a product of 1024 × 1024 matrices is as fast alone as in a stack
+[M]; elsewhere many small kernels leave the device idle, and a stack of 64 MB in float32 fills any."""
 
 
-def alike(shapes: Sequence[torch.Size], keys: Sequence[Any]) -> Iterator[list[int]]:
+def alike(shapes: Sequence[torch.Size], keys: Sequence[Any], device: str = "cpu") -> Iterator[list[int]]:
     """Positions of equal shapes and keys, in lots of `LOT` entries, or of as many as the largest tensor has."""
-    budget = max([LOT, *(shape.numel() for shape in shapes)])
+    budget = max([LOT.get(device, LOT["elsewhere"]), *(shape.numel() for shape in shapes)])
     found: dict[Any, list[int]] = {}
     for i, (shape, key) in enumerate(zip(shapes, keys, strict=True)):
         if shape.numel():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hasten.engine.structure import PLAIN, Structure
 from hasten.sharding import Division
 from hasten.wire import Wire, wait
 
@@ -15,17 +17,17 @@ _ALIGNMENT = 8
 """Every piece of a message starts at a multiple of so many bytes, so that it can be read as any dtype."""
 
 
-def cost(shape: Sequence[int]) -> int:
-    """m · n · min(m, n) of an m × n matrix, what a decomposition of it takes; further dimensions count as columns.
+def cost(shape: Sequence[int], structure: Structure = PLAIN) -> int:
+    """m · n · min(m, n) of every m × n matrix in a tensor, what a decomposition of it takes.
 
     Example:
-        >>> cost((4, 3)), cost((4, 3, 2)), cost((5,))
-        (36, 96, 5)
+        >>> cost((4, 3)), cost((4, 3, 2)), cost((4, 3, 2), Structure("stack")), cost((5,))
+        (36, 96, 48, 5)
     """
     if len(shape) < 2:
         return math.prod(shape)
-    rows, columns = shape[0], math.prod(shape[1:])
-    return rows * columns * min(rows, columns)
+    count, _, columns = structure.matrix(shape)
+    return sum(count * rows * columns * min(rows, columns) for rows in structure.heights(shape))
 
 
 def balanced(costs: Sequence[int], workers: int) -> list[int]:
@@ -46,109 +48,141 @@ def balanced(costs: Sequence[int], workers: int) -> list[int]:
     return found
 
 
-class Owners:
-    """Which worker has which tensor whole, and the two exchanges that make it so and undo it.
+def batches(
+    owner: Sequence[int], costs: Sequence[int], sizes: Sequence[int], workers: int, budget: int
+) -> list[list[int]]:
+    """Tasks that are exchanged together, the same on all workers: of each owner as many as fit a budget, at least one.
 
-    All tensors travel in one collective each way, which moves every entry at most once; workers that hold replicas of
-    the same shards do the same among themselves.
+    Every owner takes its longest tasks first, so that those of one batch take about equally long.
+
+    Example:
+        >>> batches([0, 1, 1, 0], [5, 3, 3, 2], [4, 2, 2, 2], workers=2, budget=4)
+        [[0, 1, 2], [3]]
+    """
+    found: list[list[int]] = []
+    for worker in range(workers):
+        own = sorted((i for i, o in enumerate(owner) if o == worker), key=lambda i: (-costs[i], i))
+        number, filled = 0, 0
+        for i in own:
+            if filled and filled + sizes[i] > budget:
+                number, filled = number + 1, 0
+            filled += sizes[i]
+            found += [[]] if number == len(found) else []
+            found[number].append(i)
+    return [sorted(batch) for batch in found]
+
+
+class Piece(NamedTuple):
+    """One thing that travels: to or from its owner, how it is divided, and this worker's end of it.
+
+    `tensor` is this worker's part on the way to the owner; on the way back it is the whole, on the owner only.
+    """
+
+    owner: int
+    division: Division
+    tensor: Tensor | None
+    dtype: torch.dtype | None = None
+    """In which it travels back."""
+
+
+class Owners:
+    """The two exchanges that make shards whole on one worker, and shards of what is whole there.
+
+    What travels together goes in one collective each way. Workers that hold replicas of the same shards own different
+    matrices: an owner gathers from those that hold its own copy, and sends to all.
 
     Args:
-        divisions: how the tensors are divided, all among the same workers.
-        device: where they are.
+        wire: the workers, with all replicas.
+        replicas: which copy each of them holds a part of; empty where there is only one.
+        device: where the tensors are.
         part: what the traffic is counted as.
 
     Example:
         >>> import torch.distributed as dist
         >>> from hasten.wire import Wire
         >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> everything = (slice(0, 2), slice(0, 3))
-        >>> owners = Owners([Division(torch.Size((2, 3)), Wire(), (everything,), 0)])
-        >>> (whole,) = owners.gather([[torch.ones(2, 3)]])[0]
-        >>> owners.scatter({0: ([2 * whole], [])}, [[torch.float32]], [[]])[0][0].sum()
+        >>> all_of_it = Division(torch.Size((2, 3)), Wire(), ((slice(0, 2), slice(0, 3)),), 0)
+        >>> owners = Owners(all_of_it.wire)
+        >>> (whole,) = owners.gather([Piece(0, all_of_it, torch.ones(2, 3))])()
+        >>> owners.scatter([Piece(0, all_of_it, 2 * whole, torch.float32)])[0].sum()
         tensor(12.)
         >>> dist.destroy_process_group()
     """
 
     def __init__(
         self,
-        divisions: Sequence[Division],
+        wire: Wire,
+        replicas: Sequence[int] = (),
         device: torch.device | str = "cpu",
         part: str = "matrices",
     ) -> None:
-        self.divisions = list(divisions)
-        self.device = device
-        self.part = part
-        self.wire: Wire = divisions[0].wire
-        self.owner = balanced([cost(d.shape) for d in divisions], self.wire.world)
+        self.wire, self.device, self.part = wire, device, part
+        self.replicas = list(replicas) or [0] * wire.world
 
-    def owned(self, rank: int) -> list[int]:
-        """The positions of the tensors that a worker has whole."""
-        return [i for i, owner in enumerate(self.owner) if owner == rank]
-
-    def gather(self, shards: Sequence[Sequence[Tensor]]) -> dict[int, list[Tensor]]:
-        """The wholes, by position, of the tensors that this worker owns.
+    def gather(self, pieces: Sequence[Piece]) -> Callable[[], list[Tensor | None]]:
+        """Start bringing pieces to their owners; what is returned waits, and gives those that this worker owns, whole.
 
         Args:
-            shards: for each tensor this worker's parts of one or several things of its shape (a gradient, a buffer);
-                as many, of the same dtypes, on every worker.
-        """
-        me = self.wire.rank
-        outgoing = [[piece for i in self.owned(r) for piece in shards[i]] for r in range(self.wire.world)]
-        wholes = {
-            i: [piece.new_empty(self.divisions[i].shape) for piece in shards[i]] for i in self.owned(me)
-        }
-        incoming = [
-            [whole[self.divisions[i].boxes[r]] for i, own in wholes.items() for whole in own]
-            for r in range(self.wire.world)
-        ]
-        self._exchange(outgoing, incoming)
-        return wholes
-
-    def scatter(
-        self,
-        results: Mapping[int, tuple[Sequence[Tensor], Sequence[Tensor]]],
-        dtypes: Sequence[Sequence[torch.dtype]],
-        copies: Sequence[Sequence[Tensor]],
-    ) -> list[list[Tensor]]:
-        """Hand every worker its parts of the results, and copies of what all shall have whole.
-
-        Args:
-            results: of each tensor that this worker owns, by position: things of its shape, and things to be copied.
-            dtypes: for each tensor the dtypes in which the things of its shape travel.
-            copies: for each tensor where the copies are put, on every worker.
-
-        Returns:
-            For each tensor this worker's parts of the things of its shape.
+            pieces: with this worker's parts; the same ones, of the same dtypes, on every worker.
         """
         me, world = self.wire.rank, range(self.wire.world)
+        wholes = [
+            p.tensor.new_empty(p.division.shape) if p.owner == me and p.tensor is not None else None
+            for p in pieces
+        ]
+        outgoing = [
+            [p.tensor for p in pieces if p.owner == r and p.tensor is not None] if self._shares(r) else []
+            for r in world
+        ]
+        incoming = [
+            [w[p.division.boxes[r]] for p, w in zip(pieces, wholes, strict=True) if w is not None]
+            if self._shares(r)
+            else []
+            for r in world
+        ]
+        arrive = self._started(outgoing, incoming)
+
+        def arrived() -> list[Tensor | None]:
+            arrive()
+            return wholes
+
+        return arrived
+
+    def scatter(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Hand every worker its parts of pieces that their owners have whole; gives this worker's parts."""
+        me, world = self.wire.rank, range(self.wire.world)
+        parts = [torch.empty(p.division.part_shape(me), dtype=p.dtype, device=self.device) for p in pieces]
         outgoing = [
             [
-                *(t[self.divisions[i].boxes[r]].to(kind) for t, kind in zip(things, dtypes[i], strict=True)),
-                *(t.to(target.dtype) for t, target in zip(shared, copies[i], strict=True)),
+                p.tensor[p.division.boxes[r]].to(p.dtype)
+                for p in pieces
+                if p.owner == me and p.tensor is not None
             ]
             for r in world
-            for i, (things, shared) in sorted(results.items())
         ]
-        each = len(results)
-        parts = [
-            [torch.empty(d.part_shape(me), dtype=kind, device=self.device) for kind in kinds]
-            for d, kinds in zip(self.divisions, dtypes, strict=True)
-        ]
-        self._exchange(
-            [[t for pieces in outgoing[r * each : (r + 1) * each] for t in pieces] for r in world],
-            [[t for i in self.owned(r) for t in (*parts[i], *copies[i])] for r in world],
-        )
+        incoming = [[part for p, part in zip(pieces, parts, strict=True) if p.owner == r] for r in world]
+        self._started(outgoing, incoming)()
         return parts
 
-    def _exchange(self, outgoing: Sequence[Sequence[Tensor]], incoming: Sequence[Sequence[Tensor]]) -> None:
+    def _shares(self, other: int) -> bool:
+        """Whether another worker holds parts of the same copy as this one."""
+        return self.replicas[other] == self.replicas[self.wire.rank]
+
+    def _started(
+        self, outgoing: Sequence[Sequence[Tensor]], incoming: Sequence[Sequence[Tensor]]
+    ) -> Callable[[], None]:
         """One collective: `outgoing[r]` to each worker r, into the tensors `incoming[r]` from each."""
         to, of = ([sum(map(_length, pieces)) for pieces in side] for side in (outgoing, incoming))
         message = torch.zeros(sum(to), dtype=torch.uint8, device=self.device)
         for piece, place in _places(outgoing, message):
             place.copy_(piece)
-        found = wait(self.wire.exchange(message, to, of, self.part))
-        for piece, place in _places(incoming, found):
-            piece.copy_(place)
+        future = self.wire.exchange(message, to, of, self.part)
+
+        def arrive() -> None:
+            for piece, place in _places(incoming, wait(future)):
+                piece.copy_(place)
+
+        return arrive
 
 
 def _length(t: Tensor) -> int:

@@ -13,7 +13,7 @@ from hasten.checks import check_value, nearest
 from hasten.engine.composition import Composition, Place, Sentence
 from hasten.engine.structure import KEYS, check_structure, structure_of
 from hasten.schedules import Schedule
-from hasten.sharding import is_distributed
+from hasten.sharding import divided_like, is_distributed
 from hasten.words import Hyper
 
 _BOOKKEEPING = frozenset({"params", "param_names", "step", "skipped_steps", "train_mode", "schedules"})
@@ -183,7 +183,7 @@ class ParameterGroups(torch.optim.Optimizer):
             if slot.buffer.shape is None and is_distributed(p):  # divided like its parameter
                 state[slot.name] = torch.full_like(p.detach(), start, dtype=dtype)
             else:
-                state[slot.name] = torch.full(shapes[slot.name], start, dtype=dtype, device=p.device)
+                state[slot.name] = divided_like(p, shapes[slot.name], start, dtype)
             if slot.buffer.start == "param":
                 state[slot.name].copy_(p.detach())
 

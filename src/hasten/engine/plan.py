@@ -23,7 +23,7 @@ from hasten.engine.sharded import Sharding
 from hasten.engine.structure import structure_of
 from hasten.engine.whole import Whole
 from hasten.numbers import Names
-from hasten.sharding import Division, is_distributed, local
+from hasten.sharding import Division, division, is_distributed, local
 from hasten.wire import Wire
 
 _version = operator.attrgetter("_version")
@@ -63,7 +63,15 @@ class Bucket:
         """Runs formulas of matrix grain, where that needs other workers."""
         if not self.divisions or self.composition.grain == "element":
             return None
-        return Whole(self.composition, self.structure, self.divisions, self.params[0].device)
+        own = [slot.name for slot in self.composition.slots if slot.buffer.shape is not None]
+        divisions = [
+            {
+                "param": division(p, replicated=True),
+                **{name: division(state[name], of=p, replicated=True) for name in own},
+            }
+            for p, state in zip(self.params, self.states, strict=True)
+        ]
+        return Whole(self.composition, self.structure, divisions, self.params[0].device)
 
     @cached_property
     def segments(self) -> Segments:
@@ -198,8 +206,8 @@ def _buckets(
             composition = optimizer.composition_of(p)
             names = ("step", *(counter.name for counter in composition.counters))
             counters = {name: float(optimizer.state[p][name]) for name in names}
-            division = None if sharding is None else sharding.divisions.get(p)
-            among = None if division is None else id(division.wire)
+            divided = None if sharding is None else sharding.divisions.get(p)
+            among = None if divided is None else id(divided.wire)
             distributed = sharding is not None and is_distributed(p)
             key = (index, id(composition), p.device, p.dtype, g.dtype, distributed, among, *counters.values())
             if key not in found:
@@ -208,6 +216,6 @@ def _buckets(
             found[key].states.append(optimizer.state[p])
             found[key].ordinals.append(ordinal)
             found[key].distributed = distributed
-            if division is not None:
-                found[key].divisions.append(division)
+            if divided is not None:
+                found[key].divisions.append(divided)
     return list(found.values())

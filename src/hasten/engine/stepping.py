@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hasten.engine.divided import run_divided
+from hasten.engine.fused import Extras, prepare
 from hasten.engine.parameters import ParameterGroups
 from hasten.engine.plan import Bucket, Plan
-from hasten.engine.running import Extras, prepare, run, run_whole
+from hasten.engine.running import run
 from hasten.engine.scheduling import resolve, store
 from hasten.engine.sharded import Sharding
 from hasten.numbers import Names
@@ -194,8 +196,8 @@ def _run_each(
     extras: Extras,
 ) -> list[list[float]]:
     """Run one pass over all of a bucket's parameters, each with its own numbers."""
-    if bucket.whole is not None:
-        return run_whole(optimizer, bucket, stop, numbers, extras)
+    if bucket.whole is not None and bucket.composition.reaches(stop):
+        return run_divided(optimizer, bucket, stop, numbers, extras)
     rows: list[list[float]] = []
     for member, own in enumerate(numbers):
         rows += run(optimizer, bucket, [member], stop, own, extras)

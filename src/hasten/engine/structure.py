@@ -108,10 +108,15 @@ class Structure:
 
     def keep(self, pieces: Sequence[Tensor], like: Like, shape: Shape) -> Tensor:
         """The buffers [k, …] of k tensors from what is kept for their parts: undoes `kept_piece`."""
-        count = self.matrix(shape)[0]
-        flat = [p.reshape(p.shape[0] // max(count, 1), -1) for p in pieces]
-        whole = flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
-        return whole.view(whole.shape[0], *self.kept_shape(like, shape))
+        count, kept = self.matrix(shape)[0], self._kept(like, shape)
+        flat = [
+            p.reshape(-1, count * math.prod(s)) if p.numel() else p for p, s in zip(pieces, kept, strict=True)
+        ]
+        found = [p for p in flat if p.numel()]
+        if not found:  # nothing is kept for such matrices
+            return pieces[0].new_empty(pieces[0].shape[0] // max(count, 1), *self.kept_shape(like, shape))
+        whole = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+        return whole.reshape(whole.shape[0], *self.kept_shape(like, shape))
 
 
 PLAIN = Structure()

@@ -38,7 +38,7 @@ def traced_step(optimizer: ParameterGroups) -> None:
             "DTensor parameters cannot be moved in a compiled step; compile the model instead of the step"
         )
     for part in (part for composition in optimizer.compositions for part in composition.parts):
-        if not part.traceable:
+        if not part.traceable or part.preparing:
             raise RuntimeError(
                 f"a step with {type(part).__name__} cannot be compiled as a whole; compile the model instead"
             )

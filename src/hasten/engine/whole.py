@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hasten.engine.composition import Composition
 from hasten.engine.flow import Flow
-from hasten.engine.matrix import Converted, alike, compute_dtype, one_of, store, through, together_with
-from hasten.engine.owners import Owners
+from hasten.engine.matrix import Converted, alike, one_of, through, together_with
+from hasten.engine.owners import Owners, Piece, balanced, batches, cost
 from hasten.engine.structure import PLAIN, Structure
 from hasten.sharding import Division
+from hasten.wire import wait
+
+Slots: TypeAlias = "Mapping[str, Sequence[Tensor]]"
+"""This worker's parts of the inputs, by name and member."""
+
+BATCH = 2**26
+"""Bytes of whole tensors that a worker gathers at a time: matrices that fit in together travel together."""
 
 
 @dataclass(frozen=True)
@@ -22,28 +31,39 @@ class Journey:
 
     Attributes:
         gathered: to the owner, from everyone's shards.
-        scattered: from the owner, to everyone's shards.
-        copied: from the owner, whole, to everyone.
-        follows: whether the gradient that later parts see is the new direction.
+        writable: buffers that the owner may write; they travel back where it did.
+        changed: whether the gradient that later parts see is a third one.
+        follows: whether it is the new direction.
     """
 
     gathered: tuple[str, ...]
-    scattered: tuple[str, ...]
-    copied: tuple[str, ...]
+    writable: tuple[str, ...]
+    changed: bool
     follows: bool
 
 
+@dataclass
+class Visit:
+    """A batch on its way to its owners."""
+
+    flows: Mapping[int, Flow]
+    journeys: Mapping[int, Journey]
+    travelling: Sequence[tuple[int, str]]
+    arrive: Any
+
+
 class Whole:
-    """Runs a composition with parts of matrix grain over divided tensors.
+    """Takes divided tensors through the parts of matrix grain, in batches.
 
     The parts up to the first one of matrix grain, and those after the last one, run on every worker's shards. Between
     them the directions, and what else is read there, are gathered to their owners (:class:`Owners`), and the new
-    directions scattered back; buffers of another shape than the parameter's are copied to every worker.
+    directions, and what was written, scattered back. Buffers of a shape of their own are divided by rows.
 
     Args:
         composition: with at least one part of tensor or matrix grain.
         structure: how the tensors are read as matrices.
-        divisions: how the tensors are divided, all among the same workers.
+        divisions: how each tensor (``"param"``) and its buffers of other shapes are divided, with all replicas; None
+            for a buffer that every worker has whole. All tensors are among the same workers.
         device: where they are.
     """
 
@@ -51,167 +71,227 @@ class Whole:
         self,
         composition: Composition,
         structure: Structure,
-        divisions: Sequence[Division],
+        divisions: Sequence[Mapping[str, Division | None]],
         device: torch.device | str,
     ) -> None:
-        self.composition = composition
-        self.structure = structure
-        self.divisions = list(divisions)
+        self.composition, self.structure = composition, structure
+        self.divisions = divisions
         self.first, self.end = composition.together.start, composition.together.stop
-        self.members = [m for m, d in enumerate(divisions) if d.shape.numel()]
-        """The tensors that have entries."""
-        self.owners = Owners([divisions[m] for m in self.members], device) if self.members else None
-        together = [slot for slot in composition.slots if slot.part in range(self.first, self.end)]
-        self.divided = [slot.name for slot in together if slot.buffer.shape is None]
-        """The buffers of the parts of matrix grain that are divided as the parameters are."""
-        self.shared = [slot.name for slot in together if slot.buffer.shape is not None]
-        """Those that every worker has whole."""
-        self._journeys: dict[tuple[int, int | None], Journey] = {}
-
-    def __call__(
-        self,
-        slots: Mapping[str, Sequence[Tensor]],
-        numbers: Sequence[Mapping[str, float]],
-        noise: Sequence[int] | None,
-        stop: int | None,
-    ) -> list[list[float]]:
-        """Run a pass; the rows of sums are this worker's terms only.
-
-        Args:
-            slots: this worker's shards by name of the input, in their own shapes; buffers of another shape whole.
-            numbers: of each tensor.
-            noise: a key for each tensor, if parameters are rounded at random.
-            stop: the part to measure for; None to move the parameters.
-        """
-        composition = self.composition
-        compute = compute_dtype(slots["param"][0])
-        entries = [
-            Converted({name: slot[m] for name, slot in slots.items()}, compute)
-            for m in range(len(self.divisions))
+        self.shapes = [own["param"].shape for own in divisions if own["param"] is not None]
+        members = [m for m, shape in enumerate(self.shapes) if shape.numel()]
+        one = divisions[0]["param"]
+        assert one is not None
+        costs = [cost(self.shapes[m], structure) for m in members]
+        found = balanced(costs, one.wire.world)
+        self.owner = dict(zip(members, found, strict=True))
+        """Of each tensor that has entries."""
+        self.owners = Owners(one.wire, one.replicas, device)
+        self.buffers = [slot.name for slot in composition.slots if slot.part in composition.together]
+        sizes = [4 * (1 + len(self.buffers)) * self.shapes[m].numel() for m in members]
+        self.batches = [
+            [members[i] for i in batch] for batch in batches(found, costs, sizes, one.wire.world, BATCH)
         ]
-        flows = {m: composition.start(entries[m]) for m in self.members}
-        for m, flow in flows.items():
-            composition.follow(flow, entries[m], numbers[m], range(self.first), stop)
-        if stop is None or stop >= self.first:
-            self._together(flows, slots, numbers, compute, stop)
-        if stop is None or stop >= self.end:
-            for m, flow in flows.items():
-                after = range(self.end, len(composition.parts))
-                composition.follow(flow, entries[m], numbers[m], after, stop)
-        rows = [[0.0] * len(composition.stage(stop).sums) for _ in self.divisions]
-        for m, flow in flows.items():
-            for name, value in flow.writes.items():
-                store(slots[name][m], value, noise[m] if noise and name == "param" else None)
-            if flow.terms:
-                rows[m] = [float(term.sum(dtype=torch.float64)) for term in flow.terms.values()]
-        return rows
+        """The tensors that travel together."""
+        self._journeys: dict[Any, Journey] = {}
 
-    def _together(
+    def depart(
         self,
         flows: Mapping[int, Flow],
-        slots: Mapping[str, Sequence[Tensor]],
-        numbers: Sequence[Mapping[str, float]],
-        compute: torch.dtype,
-        stop: int | None,
-    ) -> None:
-        """The parts of matrix grain, and those between them."""
-        if self.owners is None:
-            return
-        journeys = {m: self._journey(len(self.divisions[m].shape), stop) for m in self.members}
-        wholes = self.owners.gather(
-            [[_before(name, flows[m], slots, m) for name in journeys[m].gathered] for m in self.members]
-        )
-        results = {}
-        for position, flow in self._worked_on(wholes, journeys, flows, slots, numbers, compute, stop):
-            m = self.members[position]
-            flows[m].terms = flow.terms
-            results[position] = (
-                [_after(name, flow) for name in journeys[m].scattered],
-                [_after(name, flow) for name in journeys[m].copied],
-            )
-        dtypes = [
-            [slots[name][m].dtype if name in self.divided else compute for name in journeys[m].scattered]
-            for m in self.members
+        slots: Slots,
+        numbers: Mapping[int, Mapping[str, float]],
+        stop: int | None = None,
+        last: int | None = None,
+    ) -> Visit:
+        """Start gathering the tensors of a batch to their owners.
+
+        Args:
+            flows: of each of its members, as the parts before have left it.
+            slots: this worker's parts.
+            numbers: of each of its members.
+            stop: the part to measure for, if any.
+            last: the last part to apply, where those after it wait until it is prepared.
+        """
+        journeys = {m: self._journey(len(self.shapes[m]), numbers[m], stop, last) for m in flows}
+        travelling = [
+            (m, name) for m in flows for name in journeys[m].gathered if self._division(m, name) is not None
         ]
-        copies = [[slots[name][m] for name in journeys[m].copied] for m in self.members]
-        for m, pieces in zip(self.members, self.owners.scatter(results, dtypes, copies), strict=True):
-            flow, arrived = flows[m], dict(zip(journeys[m].scattered, pieces, strict=True))
-            if stop is not None:
-                flow.writes = {}  # only those of the part that measures count
-            flow.direction = arrived.pop("direction", flow.direction)
-            flow.grad = arrived.pop("grad", flow.direction if journeys[m].follows else flow.grad)
-            flow.writes.update(arrived)
+        pieces = [
+            Piece(self.owner[m], division, _before(name, flows[m], slots, m))
+            for m, name in travelling
+            if (division := self._division(m, name)) is not None
+        ]
+        return Visit(flows, journeys, travelling, self.owners.gather(pieces))
+
+    def arrive(
+        self,
+        visit: Visit,
+        slots: Slots,
+        numbers: Mapping[int, Mapping[str, float]],
+        compute: torch.dtype,
+        stop: int | None = None,
+        last: int | None = None,
+    ) -> None:
+        """Apply the parts of matrix grain where the tensors are whole, and hand the flows of the batch back."""
+        me, flows = self.owners.wire.rank, visit.flows
+        wholes = dict(zip(visit.travelling, visit.arrive(), strict=True))
+        mine = [m for m in flows if self.owner[m] == me]
+        given = {
+            m: {
+                name: slots[name][m] if self._division(m, name) is None else wholes[m, name]
+                for name in visit.journeys[m].gathered
+            }
+            for m in mine
+        }
+        results = dict(self._worked_on(given, visit, numbers, compute, stop, last))
+        if stop is not None:
+            for m, flow in flows.items():
+                flow.terms = results[m].terms if m in results else {}
+        on = (stop is None or stop >= self.end) and last is None
+        returning = [
+            (m, name)
+            for m in flows
+            for name in ("direction", *(("grad",) if visit.journeys[m].changed else ()))
+            if on
+        ]
+        # What a part writes before another one measures is written again when the parameters move.
+        if stop is None or stop < self.end:
+            returning += self._written(visit, results)
+        parts = self.owners.scatter(
+            [
+                Piece(
+                    self.owner[m],
+                    self._division(m, name) or self._everywhere(),
+                    _after(name, results[m]) if m in results else None,
+                    slots[name][m].dtype if name in self.buffers else compute,
+                )
+                for m, name in returning
+            ]
+        )
+        for flow in flows.values():
+            flow.writes = {}
+        for (m, name), part in zip(returning, parts, strict=True):
+            if name in self.buffers:
+                flows[m].writes[name] = part
+            else:
+                setattr(flows[m], name, part)
+        for m, flow in flows.items():
+            if on and visit.journeys[m].follows:
+                flow.grad = flow.direction
+
+    def _written(self, visit: Visit, results: Mapping[int, Flow]) -> list[tuple[int, str]]:
+        """The buffers that their owners have written, as all workers are told."""
+        writable = [(m, name) for m in visit.flows for name in visit.journeys[m].writable]
+        if not writable:
+            return []
+        flags = [m in results and name in results[m].writes for m, name in writable]
+        told = torch.tensor(flags, dtype=torch.int32, device=self.owners.device)
+        told = wait(self.owners.wire.sum(told, self.owners.part))
+        return [which for which, flag in zip(writable, told.tolist(), strict=True) if flag]
 
     def _worked_on(
         self,
-        wholes: Mapping[int, Sequence[Tensor]],
-        journeys: Mapping[int, Journey],
-        flows: Mapping[int, Flow],
-        slots: Mapping[str, Sequence[Tensor]],
-        numbers: Sequence[Mapping[str, float]],
+        given: Mapping[int, Mapping[str, Tensor]],
+        visit: Visit,
+        numbers: Mapping[int, Mapping[str, float]],
         compute: torch.dtype,
         stop: int | None,
+        last: int | None,
     ) -> Iterator[tuple[int, Flow]]:
-        """The positions of the tensors that this worker owns, each with its flow after the parts of matrix grain."""
-        positions = list(wholes)
-        members = [self.members[position] for position in positions]
-        keys = [
-            (id(numbers[m]), position if stop is not None else 0)
-            for m, position in zip(members, positions, strict=True)
-        ]
-        for lot in alike([self.divisions[m].shape for m in members], keys):
-            starts, entries = [], []
-            for i in lot:
-                m = members[i]
-                given = dict(zip(journeys[m].gathered, wholes[positions[i]], strict=True))
-                starts.append(Flow(given["direction"], given.get("grad", given["direction"]), flows[m].decay))
-                entries.append(
-                    Converted({**given, **{name: slots[name][m] for name in self.shared}}, compute)
-                )
+        """The tensors that this worker owns, each with its flow after the parts of matrix grain."""
+        members = list(given)
+        keys = [(id(numbers[m]), m if stop is not None else 0) for m in members]
+        for lot in alike([self.shapes[m] for m in members], keys, torch.device(self.owners.device).type):
+            own = [members[i] for i in lot]
+            starts, apart = [], visit.flows[own[0]].grad is not visit.flows[own[0]].direction
+            for m in own:
+                d = given[m]["direction"]
+                starts.append(Flow(d, given[m].get("grad", d), visit.flows[m].decay))
+            entries = [Converted(_Gathered(given[m]), compute) for m in own]
+            before = together_with(starts)
             flow = through(
-                self.composition,
-                self.structure,
-                together_with(starts),
-                entries,
-                numbers[members[lot[0]]],
-                stop,
-            )
-            for j, i in enumerate(lot):
-                yield positions[i], one_of(flow, j)
+                self.composition, self.structure, before, entries, numbers[own[0]], stop, last
+            )  # fmt: skip
+            if apart and "grad" in flow.asked and "grad" not in given[own[0]]:
+                _Gathered()["grad"]
+            for j, m in enumerate(own):
+                yield m, one_of(flow, j)
 
-    def _journey(self, dimensions: int, stop: int | None) -> Journey:
-        """Found out on a small tensor of so many dimensions."""
-        if (dimensions, stop) in self._journeys:
-            return self._journeys[dimensions, stop]
-        composition, shape = self.composition, torch.Size((2,) * dimensions)
+    def _division(self, m: int, name: str) -> Division | None:
+        own = self.divisions[m]
+        return own[name] if name in own else own["param"]
+
+    def _everywhere(self) -> Division:
+        """That of what every worker has whole, and which has no dimensions."""
+        wire = self.owners.wire
+        return Division(torch.Size(), wire, ((),) * wire.world, wire.rank)
+
+    def _journey(
+        self, dimensions: int, numbers: Mapping[str, float], stop: int | None, last: int | None
+    ) -> Journey:
+        """Found out by running the parts on small tensors of so many dimensions.
+
+        A part may branch on numbers that are 0 or 1, and on which side of a matrix is the longer one: all are tried.
+        """
+        if (dimensions, stop, last) not in self._journeys:
+            found = [self._tried(shape, numbers, stop, last) for shape in _small(dimensions)]
+            for value in (0.0, 1.0):
+                tried = {name: value if x in (0, 1) else x for name, x in numbers.items()}
+                if tried != numbers:
+                    for shape in _small(dimensions):
+                        with contextlib.suppress(
+                            ArithmeticError, RuntimeError
+                        ):  # a pair that never comes together
+                            found.append(self._tried(shape, tried, stop, last))
+            self._journeys[dimensions, stop, last] = Journey(
+                tuple(dict.fromkeys(name for journey in found for name in journey.gathered)),
+                tuple(dict.fromkeys(name for journey in found for name in journey.writable)),
+                any(journey.changed for journey in found),
+                all(journey.follows for journey in found),
+            )
+        return self._journeys[dimensions, stop, last]
+
+    def _tried(
+        self, shape: torch.Size, numbers: Mapping[str, float], stop: int | None, last: int | None
+    ) -> Journey:
+        composition = self.composition
         entries = {n: torch.full(shape, 0.5) for n in ("param", "grad", *composition.extra_inputs)}
         for slot in composition.slots:
             entries[slot.name] = torch.full(composition.kept_shape(slot, shape), 0.5)
-        numbers = dict.fromkeys(composition.stage(stop).numbers, 0.5)
         flow = composition.start(entries)
         composition.follow(flow, entries, numbers, range(self.first))
         apart, flow = flow.grad is not flow.direction, together_with([flow])
         before = flow.grad
-        flow = through(composition, PLAIN, flow, [entries], numbers, stop)
-        follows, changed = flow.grad is flow.direction, flow.grad is not before
+        flow.asked = set()
+        flow = through(composition, PLAIN, flow, [entries], numbers, stop, last)
+        follows = flow.grad is flow.direction
         gathered = [
             "direction",
             *(["grad"] if apart and "grad" in flow.asked else []),
             *(["param"] if "param" in flow.asked else []),
-            *self.divided,
+            *self.buffers,
             *(composition.extra_inputs if self.first == 0 else ()),
         ]
-        goes_on = stop is None or stop >= self.end
-        scattered = ["direction", *(["grad"] if changed and not follows else [])] if goes_on else []
-        # What a part writes before another one measures is written again when the parameters move.
-        writes = [] if goes_on and stop is not None else list(flow.writes)
-        scattered += [name for name in writes if name not in self.shared]
-        copied = [name for name in writes if name in self.shared]
-        found = Journey(tuple(gathered), tuple(scattered), tuple(copied), follows)
-        return self._journeys.setdefault((dimensions, stop), found)
+        writable = [
+            slot.name for slot in composition.slots if slot.name in self.buffers and stop in (None, slot.part)
+        ]
+        return Journey(tuple(gathered), tuple(writable), flow.grad is not before and not follows, follows)
 
 
-def _before(name: str, flow: Flow, slots: Mapping[str, Sequence[Tensor]], m: int) -> Tensor:
+class _Gathered(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        raise RuntimeError(
+            f"a part of matrix grain reads {name!r} in some steps, or for some shapes, only; of parameters that are "
+            "divided among workers it must read it in every step"
+        )
+
+
+def _small(dimensions: int) -> list[torch.Size]:
+    """Small shapes of so many dimensions, square, wide and tall."""
+    ends = [(2, 2), (2, 3), (3, 2)] if dimensions > 1 else [(2,) * dimensions]
+    return [torch.Size(((2,) * (dimensions - 2)) + end) for end in ends]
+
+
+def _before(name: str, flow: Flow, slots: Slots, m: int) -> Tensor:
     found: Tensor = getattr(flow, name) if name in ("direction", "grad") else slots[name][m].detach()
     return found
 

@@ -1,0 +1,115 @@
+"""One pass over parameters that are divided among workers, with parts among theirs that need whole matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from hasten.engine.flow import Flow
+from hasten.engine.fused import Extras, run_pass
+from hasten.engine.matrix import Converted, compute_dtype, store
+from hasten.engine.parameters import ParameterGroups
+from hasten.engine.plan import Bucket
+from hasten.engine.segments import MADE
+from hasten.engine.whole import Visit
+
+Numbers = Mapping[int, dict[str, float]]
+"""Of each member."""
+
+
+def run_divided(
+    optimizer: ParameterGroups,
+    bucket: Bucket,
+    stop: int | None,
+    numbers: Sequence[dict[str, float]],
+    extras: Extras,
+) -> list[list[float]]:
+    """Run one pass over parameters that are divided among workers, and that parts of matrix grain need whole.
+
+    While one batch is worked on, the next one is on its way.
+    """
+    whole = bucket.whole
+    assert whole is not None
+    composition, compute = bucket.composition, compute_dtype(bucket.params[0])
+    rows = [[0.0] * len(composition.stage(stop).sums) for _ in bucket.params]
+    last = composition.waiting(bucket.k)
+    if stop is not None and last is not None and last < stop:
+        return rows
+    names = ("param", *(slot.name for slot in composition.slots))
+    slots = {name: bucket.tensors(name) for name in names}
+    slots |= {name: [given[p] for p in bucket.params] for name, given in extras.items()}
+    visiting: tuple[Visit, dict[int, Converted], Numbers] | None = None
+    for batch in (*whole.batches, None):
+        following = None
+        if batch is not None:
+            entries = {m: Converted({name: slot[m] for name, slot in slots.items()}, compute) for m in batch}
+            own: Numbers = {m: numbers[m] for m in batch}
+            if stop is None:
+                flows = _led(optimizer, bucket, own, extras, entries)
+            else:
+                flows = {m: composition.start(entries[m]) for m in batch}
+                for m, flow in flows.items():
+                    composition.follow(flow, entries[m], own[m], range(composition.together.start))
+            following = whole.depart(flows, slots, own, stop, last), entries, own
+        if visiting is not None:
+            visit, entries, own = visiting
+            whole.arrive(visit, slots, own, compute, stop, last)
+            for m, flow in visit.flows.items():
+                if stop is not None:
+                    after = range(composition.together.stop, len(composition.parts))
+                    composition.follow(flow, entries[m], own[m], after, stop) if stop in after else None
+                    rows[m] = [float(term.sum(dtype=torch.float64)) for term in flow.terms.values()] or rows[
+                        m
+                    ]
+                for name, value in flow.writes.items():
+                    store(slots[name][m], value, None)
+            if stop is None and last is None:
+                _finish(optimizer, bucket, own, extras, visit.flows)
+        visiting = following
+    return rows
+
+
+def _led(
+    optimizer: ParameterGroups,
+    bucket: Bucket,
+    numbers: Numbers,
+    extras: Extras,
+    entries: Mapping[int, Converted],
+) -> dict[int, Flow]:
+    """Where each member stands after the fused pass that comes first."""
+    lead = bucket.segments.lead
+    if lead is None:
+        return {m: bucket.composition.start(entries[m]) for m in numbers}
+    params = bucket.tensors("param")
+    made = {
+        name: {m: params[m].new_empty(params[m].shape, dtype=compute_dtype(params[m])) for m in numbers}
+        for name in MADE
+        if name in lead.writes
+    }
+    for members in _in_common(numbers):
+        own = {name: [of[m] for m in members] for name, of in made.items()}
+        run_pass(optimizer, bucket, members, lead, "lead", numbers[members[0]], extras, own)
+    directions = made["direction"]
+    return {m: Flow(directions[m], made.get("gradient", directions)[m]) for m in numbers}
+
+
+def _finish(
+    optimizer: ParameterGroups, bucket: Bucket, numbers: Numbers, extras: Extras, flows: Mapping[int, Flow]
+) -> None:
+    """The fused pass that comes last."""
+    for members in _in_common(numbers):
+        made = {
+            "direction": [flows[m].direction for m in members],
+            "gradient": [flows[m].grad for m in members],
+        }
+        finish = bucket.segments.finish
+        run_pass(optimizer, bucket, members, finish, "finish", numbers[members[0]], extras, made)
+
+
+def _in_common(numbers: Numbers) -> Iterator[list[int]]:
+    """The members that share their numbers."""
+    found: dict[int, list[int]] = {}
+    for m, own in numbers.items():
+        found.setdefault(id(own), []).append(m)
+    yield from found.values()
