@@ -66,6 +66,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "Trion": {"lr": 0.05, "rank": 0.5, "weight_decay": 0.1},
     "DCTAdamW": {"lr": 0.01, "rank": 0.5, "weight_decay": 0.1},
     "SubspaceGradientDescent": {"smoothness": 4.0, "weight_decay": 0.01},
+    "SOAP": {"lr": 0.01, "precondition_frequency": 2, "weight_decay": 0.1},
+    "Shampoo": {"lr": 0.01, "precondition_frequency": 2, "max_preconditioner_dim": 3, "weight_decay": 0.1},
 }
 
 

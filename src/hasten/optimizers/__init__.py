@@ -17,6 +17,7 @@ from hasten.optimizers.adam import (
 )
 from hasten.optimizers.ademamix import AdEMAMix, SimplifiedAdEMAMix
 from hasten.optimizers.low_rank import DCTAdamW, Trion
+from hasten.optimizers.kronecker import SOAP, Shampoo
 from hasten.optimizers.mars import MARS
 from hasten.optimizers.muon import AdaMuon, Muon, TurboMuon
 from hasten.optimizers.prodigy import Prodigy
@@ -44,6 +45,7 @@ CATALOGUE: dict[str, type[Optimizer]] = {
         *(SubspaceNesterov, SubspaceGradientDescent),
         *(Trion, DCTAdamW),
         *(Muon, TurboMuon, AdaMuon),
+        *(SOAP, Shampoo),
     )
 }
 """Every named optimizer, by name."""
@@ -53,6 +55,7 @@ __all__ = [
     "MARS",
     "QHM",
     "SGD",
+    "SOAP",
     "AMSBound",
     "AMSGrad",
     "AcceleratedSGD",
@@ -76,6 +79,7 @@ __all__ = [
     "RAdam",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "Shampoo",
     "Signum",
     "SimplifiedAdEMAMix",
     "StochasticNesterov",

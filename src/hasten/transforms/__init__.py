@@ -1,5 +1,6 @@
 """Transforms: given a direction, which direction is better? Momentum, geometry, step: one file a family."""
 
+from hasten.transforms.eigenbasis import EigenbasisAdam, EigenbasisSecondMoment
 from hasten.transforms.geometry import (
     BoundedSecondMoment,
     FactoredSecondMoment,
@@ -10,6 +11,7 @@ from hasten.transforms.geometry import (
     SecondMoment,
     Sign,
 )
+from hasten.transforms.kronecker import KroneckerRoot, TensorKroneckerRoot
 from hasten.transforms.momentum import (
     EMA,
     Accumulation,
@@ -33,12 +35,15 @@ __all__ = [
     "BoundedSecondMoment",
     "ClipNorm",
     "ClipTensorNorm",
+    "EigenbasisAdam",
+    "EigenbasisSecondMoment",
     "FactoredSecondMoment",
     "Friction",
     "FrobeniusLMO",
     "HeavyBall",
     "InfinityNorm",
     "Interpolation",
+    "KroneckerRoot",
     "NesterovEMA",
     "NesterovMoment",
     "Norm",
@@ -52,6 +57,7 @@ __all__ = [
     "Scale",
     "SecondMoment",
     "Sign",
+    "TensorKroneckerRoot",
     "TwoMomenta",
     "WeightDecay",
 ]
