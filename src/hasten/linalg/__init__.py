@@ -1,6 +1,26 @@
 """Functions of matrices, for stacks of them."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from hasten.linalg.inverse_root import inv_root
-from hasten.linalg.square_root import inv_sqrtm, sqrtm
+
+if TYPE_CHECKING:
+    from hasten.linalg.square_root import inv_sqrtm, sqrtm
 
 __all__ = ["inv_root", "inv_sqrtm", "sqrtm"]
+
+_LATER = ("inv_sqrtm", "sqrtm")
+"""Optimizers do not need square roots: they are imported when they are first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'hasten.linalg' has no attribute {name!r}")
+    return getattr(importlib.import_module("hasten.linalg.square_root"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
