@@ -62,6 +62,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MARS": {"lr": 0.01, "weight_decay": 0.1},
     "Adafactor": {"lr": 0.01, "weight_decay": 0.1},
     "Prodigy": {"d0": 1e-2, "weight_decay": 0.01},
+    "SteepestDescent": {"lr": 0.01, "weight_decay": 0.1},
+    "Scion": {"lr": 0.01, "radius": 2.0, "head_radius": 3.0, "weight_decay": 0.5},
     "SubspaceNesterov": {"smoothness": 4.0, "strong_convexity": 0.1, "weight_decay": 0.01},
     "Trion": {"lr": 0.05, "rank": 0.5, "weight_decay": 0.1},
     "DCTAdamW": {"lr": 0.01, "rank": 0.5, "weight_decay": 0.1},
@@ -105,6 +107,11 @@ VARIANTS = [
         hasten.AdEMAMix,
         {**SETTINGS["AdEMAMix"], "alpha_warmup": 20, "beta3_warmup": 20},
     ),
+    Entry("SteepestDescent max entry", hasten.SteepestDescent, {"lr": 0.01, "norm": "max_entry"}),
+    Entry(
+        "SteepestDescent sharp", hasten.SteepestDescent, {"lr": 0.01, "mode": "sharp", "norm": "rms_to_rms"}
+    ),
+    Entry("SteepestDescent modular", hasten.SteepestDescent, {"lr": 0.01, "norm": "modular"}),
     Entry("AdamW cosine", _scheduled_adamw),
     Entry("Simplified-AdEMAMix sign Schedule-Free", _simplified_sign_schedule_free),
     Entry("ClipNorm first", _clipped_adam),
@@ -114,9 +121,12 @@ ENTRIES = [*NAMED, *VARIANTS]
 
 
 class Task:
-    """Least squares with a new target in every step: cheap, deterministic, and closed loop."""
+    """Least squares with a new target in every step: cheap, deterministic, and closed loop.
 
-    def __init__(self, shapes=((3, 4), (5,), (), (0, 2), (2, 3, 2, 2)), dtype=torch.float64, seed=0):
+    Matrices come first, as in the groups of an optimizer that moves them apart from all others.
+    """
+
+    def __init__(self, shapes=((3, 4), (2, 3, 2, 2), (0, 2), (5,), ()), dtype=torch.float64, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.params = [
             torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()

@@ -88,7 +88,9 @@ class Optimizer(ParameterGroups):
         params = params if isinstance(params, nn.Module) else listed(params)
         whole = any(part.grain == "matrix" for part in sentence.parts)
         module = params if isinstance(params, nn.Module) else None
-        super().__init__(matrix_groups(params) if whole and vectors else params, sentences, options, roles)
+        if whole and vectors is not None and isinstance(params, nn.Module | list):
+            params = matrix_groups(params)
+        super().__init__(params, sentences, options, roles)
         self.module = module
         self.plan: Plan | None = None
         if self.module is not None and self.has_evaluation_point:
