@@ -6,13 +6,13 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Unpack
 
-from hasten.checks import check_choice, flag, is_zero, number, unpacked
+from hasten.checks import check_choice, flag, is_zero, number, optional_number, unpacked
 from hasten.engine import EngineOptions, Optimizer
 from hasten.optimizers.adam import adamw_sentence
 from hasten.transforms import EMA, HeavyBall, Interpolation, Scale, WeightDecay
-from hasten.transforms.eigenbasis import EigenbasisAdam
-from hasten.transforms.kronecker import KroneckerRoot, TensorKroneckerRoot
-from hasten.words import UNIT, Transform, Value
+from hasten.transforms.eigenbasis import AT_LEAST_ONE, EigenbasisAdam
+from hasten.transforms.kronecker import GRAFTS, KroneckerRoot, TensorKroneckerRoot
+from hasten.words import POSITIVE, UNIT, Transform, Value
 
 
 class SOAP(Optimizer):
@@ -69,12 +69,13 @@ class SOAP(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
+        check_choice("SOAP", "sides", sides, ("both", "smaller"))
         geometry = EigenbasisAdam(
             beta2,
             eps,
             beta2 if shampoo_beta is None else shampoo_beta,
             precondition_frequency,
-            max_preconditioner_dim,
+            int(number(self, "max_preconditioner_dim", max_preconditioner_dim, AT_LEAST_ONE)),
             sides,
             debias=flag(self, "bias_correction", bias_correction),
             beta1=beta1,
@@ -174,6 +175,10 @@ class Shampoo(Optimizer):
     ) -> None:
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         check_choice("Shampoo", "order", order, ("matrix", "tensor"))
+        check_choice("Shampoo", "grafting", grafting, GRAFTS)
+        start = optional_number(self, "start_preconditioning_step", start_preconditioning_step, AT_LEAST_ONE)
+        rest = 1 - number(self, "dampening", dampening, UNIT)
+        looks_ahead = flag(self, "nesterov", nesterov)
         debias = flag(self, "bias_correction", bias_correction)
         geometry = (KroneckerRoot if order == "matrix" else TensorKroneckerRoot)(
             beta2,
@@ -182,18 +187,17 @@ class Shampoo(Optimizer):
             precondition_frequency,
             graft_beta2,
             graft_eps,
-            start_preconditioning_step,
+            None if start is None else int(start),
             grafting,
-            max_preconditioner_dim,
-            exponent,
+            int(number(self, "max_preconditioner_dim", max_preconditioner_dim, AT_LEAST_ONE)),
+            optional_number(self, "exponent", exponent, POSITIVE),
             debias,
         )
         decay = WeightDecay(weight_decay)
         chain: list[Transform] = [_filter(beta1, filter_beta, debias), geometry]
         chain = [*chain, decay] if flag(self, "decoupled", decoupled) else [decay, *chain]
         if not is_zero(momentum):
-            chain.append(HeavyBall(momentum, nesterov=flag(self, "nesterov", nesterov)))
-            chain.append(Scale(1 - number(self, "dampening", dampening, UNIT)))
+            chain += [HeavyBall(momentum, nesterov=looks_ahead), Scale(rest)]
         super().__init__(
             params,
             *chain,
