@@ -16,6 +16,8 @@ Shape: TypeAlias = "Sequence[int]"
 Like: TypeAlias = "Callable[[torch.Size], tuple[int, ...]]"
 """Maps a matrix's shape to that of something kept for it."""
 
+Layout: TypeAlias = Literal["flatten", "stack", "transposed"]
+"""How a tensor is read as one or several matrices."""
 KEYS = ("layout", "split")
 """The entries of a parameter group that say how its tensors are read as matrices."""
 
@@ -30,7 +32,8 @@ class Structure:
     Args:
         layout: ``"flatten"``: the first dimension is the rows, all others are the columns (a convolution is
             out × in·h·w). ``"stack"``: the last two dimensions are a matrix, those before them number the matrices
-            (experts, heads).
+            (experts, heads). ``"transposed"``: the second dimension is the rows, all others are the columns (in × out,
+            as transposed convolutions and some linear layers are stored).
         split: the rows hold so many matrices of equal height, or matrices of these heights (a fused QKV projection).
 
     Example:
@@ -38,16 +41,18 @@ class Structure:
         [(2, 4, 3), (2, 1, 3), (2, 1, 3)]
         >>> [tuple(x.shape) for x in Structure("stack").pieces(torch.zeros(2, 8, 6, 3))]
         [(16, 6, 3)]
+        >>> [tuple(x.shape) for x in Structure("transposed", split=3).pieces(torch.zeros(2, 4, 12))]
+        [(2, 4, 4), (2, 4, 4), (2, 4, 4)]
     """
 
-    layout: Literal["flatten", "stack"] = "flatten"
+    layout: Layout = "flatten"
     split: int | tuple[int, ...] | None = None
 
     def check(self, shape: Shape) -> str:
         """Why a tensor of this shape cannot be read so; empty if it can."""
         if len(shape) < 2:
             return "it has fewer than two dimensions"
-        rows = shape[0] if self.layout == "flatten" else shape[-2]
+        rows = self.matrix(shape)[1]
         if isinstance(self.split, int) and rows % self.split:
             return f"its {rows} rows cannot be split into {self.split} equal parts"
         if isinstance(self.split, tuple) and sum(self.split) != rows:
@@ -58,6 +63,8 @@ class Structure:
         """How many matrices a tensor holds before it is split, their rows, and their columns."""
         if self.layout == "flatten":
             return 1, shape[0], math.prod(shape[1:])
+        if self.layout == "transposed":
+            return 1, shape[1], shape[0] * math.prod(shape[2:])
         return math.prod(shape[:-2]), shape[-2], shape[-1]
 
     def heights(self, shape: Shape) -> list[int]:
@@ -69,17 +76,18 @@ class Structure:
 
     def pieces(self, stack: Tensor) -> list[Tensor]:
         """Stacks of matrices, one for every part, from k tensors [k, …]."""
-        count, rows, columns = self.matrix(stack.shape[1:])
+        shape = stack.shape[1:]
+        count, rows, columns = self.matrix(shape)
+        if self.layout == "transposed":
+            stack = stack.transpose(1, 2)
         matrices = stack.reshape(stack.shape[0] * count, rows, columns)
-        return (
-            [matrices]
-            if self.split is None
-            else list(torch.split(matrices, self.heights(stack.shape[1:]), dim=1))
-        )
+        return [matrices] if self.split is None else list(torch.split(matrices, self.heights(shape), dim=1))
 
     def assemble(self, pieces: Sequence[Tensor], shape: Shape) -> Tensor:
         """k tensors [k, *shape] from their pieces: undoes `pieces`."""
         matrices = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=1)
+        if self.layout == "transposed":
+            return matrices.reshape(-1, shape[1], shape[0], *shape[2:]).transpose(1, 2).contiguous()
         return matrices.reshape(-1, *shape)
 
     # What is kept for each matrix, in another shape than its own: alone as it is; several of one shape stacked;
@@ -129,7 +137,10 @@ def structure_of(group: dict[str, Any]) -> Structure:
 
 def check_structure(owner: str, group: dict[str, Any]) -> None:
     """Raise ValueError unless what a parameter group says about its tensors is allowed."""
-    for key, allowed in (("matrices", (None, True, False)), ("layout", (None, "flatten", "stack"))):
+    for key, allowed in (
+        ("matrices", (None, True, False)),
+        ("layout", (None, "flatten", "stack", "transposed")),
+    ):
         check_choice(owner, key, group.get(key), allowed)
     split = group.get("split")
     heights = split if isinstance(split, tuple) else () if split is None else (split,)
