@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hasten.checks import check_choice
-from hasten.linalg.symmetric import check_matrices, check_number, eigh, finite, identity, symmetric
+from hasten.linalg.symmetric import (
+    check_matrices,
+    check_number,
+    eigh,
+    finite,
+    identity,
+    largest_entry,
+    symmetric,
+)
 from hasten.words import NONNEGATIVE, POSITIVE
 
 NEWTON_STEPS = 100
@@ -215,7 +223,7 @@ def newton(a: Tensor, p: int) -> Tensor:
 
 
 def _distance(m: Tensor, one: Tensor) -> Tensor:
-    return (m - one).abs().amax((-2, -1), keepdim=True) if m.numel() else m.sum((-2, -1), keepdim=True)
+    return largest_entry(m - one)
 
 
 def _largest(a: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.linalg.symmetric import eigh, finite, identity, symmetric
+from hasten.linalg.symmetric import eigh, finite, identity, largest_entry, symmetric
 
 LYAPUNOV_STEPS = 24
 """Enough for S of condition 1e3 (A = S² of condition 1e6); what is not settled by then is solved by eigh."""
@@ -85,8 +85,10 @@ def by_sign(s: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """X by the iteration, and which matrices it has settled, [..., 1, 1]."""
     one = identity(s)
     tolerance = max(torch.finfo(s.dtype).eps ** 0.5, s.shape[-1] * torch.finfo(s.dtype).eps)
-    scale = torch.linalg.matrix_norm(s @ s, keepdim=True).sqrt().clamp(min=torch.finfo(s.dtype).tiny)
-    b, c = s / scale, g / scale
+    entry = largest_entry(s)
+    b, c = s / entry, g / entry
+    scale = torch.linalg.matrix_norm(b @ b, keepdim=True).sqrt().clamp(min=torch.finfo(s.dtype).tiny)
+    b, c = b / scale, c / scale
     settled = scale.new_zeros(scale.shape, dtype=torch.bool)
     for _ in range(LYAPUNOV_STEPS):
         settled = torch.linalg.matrix_norm(b - one, keepdim=True) < tolerance

@@ -50,7 +50,7 @@ def pade(x: Tensor, inverse: bool = False) -> Tensor:
     """X^(1/2), or X^(-1/2), by the [5/5] Padé approximant at I (MPA), [..., n, n].
 
     Four products and one linear system. Where X = x I the relative error is
-    ``2 c^11 / (1 + c^11)`` with c = (1 - √x) / (1 + √x).
+    ``2 c^11 / (1 - c^11)`` with c = (1 - √x) / (1 + √x).
     """
     square = x @ x
     powers = (identity(x), square, square @ square)

@@ -10,7 +10,7 @@ from torch import Tensor
 from hasten.checks import check_choice
 from hasten.linalg.lyapunov import lyapunov
 from hasten.linalg.rational import pade, polynomial
-from hasten.linalg.symmetric import check_matrices, eigh, identity, symmetric
+from hasten.linalg.symmetric import check_matrices, eigh, identity, largest_entry, symmetric
 
 METHODS = ("eigh", "pade", "mpa", "mtp", "newton_schulz")
 LARGEST = {torch.float32: 16.0, torch.float64: 64.0}
@@ -77,8 +77,7 @@ def sqrtm(a: Tensor, method: str = "eigh", steps: int | None = None) -> Tensor:
                 [-0.1667,  0.3333]], dtype=torch.float64)
     """
     _check("sqrtm", a, method, steps)
-    root: Tensor = _Root.apply(symmetric(a), method, steps, False)[0]  # type: ignore[no-untyped-call]
-    return root
+    return _root(a, method, steps, inverse=False)
 
 
 def inv_sqrtm(a: Tensor, method: str = "eigh", steps: int | None = None) -> Tensor:
@@ -119,8 +118,7 @@ def inv_sqrtm(a: Tensor, method: str = "eigh", steps: int | None = None) -> Tens
         tensor(True)
     """
     _check("inv_sqrtm", a, method, steps)
-    root: Tensor = _Root.apply(symmetric(a), method, steps, True)[0]  # type: ignore[no-untyped-call]
-    return root
+    return _root(a, method, steps, inverse=True)
 
 
 def _check(owner: str, a: Tensor, method: str, steps: int | None) -> None:
@@ -132,6 +130,14 @@ def _check(owner: str, a: Tensor, method: str, steps: int | None) -> None:
         raise ValueError(f"{owner}: steps = {steps!r} is not allowed with method={method!r}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"{owner}: steps = {steps!r} is not allowed; it must be an integer of at least 1")
+
+
+def _root(a: Tensor, method: str, steps: int | None, inverse: bool) -> Tensor:
+    # Over a power of 4 every matrix is near 1, whatever its unit: squares of its entries neither overflow nor vanish.
+    half = torch.round(torch.log2(largest_entry(a.detach())) / 2)
+    unit = symmetric(a * torch.exp2(-half) * torch.exp2(-half))
+    root: Tensor = _Root.apply(unit, method, steps, inverse)[0]  # type: ignore[no-untyped-call]
+    return root * torch.exp2(-half if inverse else half)
 
 
 class _Root(torch.autograd.Function):

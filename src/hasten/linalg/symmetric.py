@@ -43,6 +43,13 @@ def identity(a: Tensor) -> Tensor:
     return torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
 
+def largest_entry(a: Tensor) -> Tensor:
+    """max |a_ij| of every matrix, or the least positive number where that is 0, [..., 1, 1]."""
+    if not a.numel():
+        return a.new_ones(*a.shape[:-2], 1, 1)
+    return a.abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
+
+
 def finite(a: Tensor) -> Tensor:
     """Which matrices [..., n, n] hold finite numbers only, [..., 1, 1]."""
     return a.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
