@@ -20,7 +20,6 @@ from hasten.distributed.compressors import (
     packed,
     unpacked,
 )
-from hasten.linalg.cosine import cosine_rows, cosine_transform
 from hasten.sketches import BalancedCountSketch, CountSketch, Haar, PerLayer, StridedSigns
 
 EVERY = [TopK(4), Sign(), Sketched(BalancedCountSketch(ratio=4)), LowRank(2), DCTColumns(2)]
@@ -331,15 +330,6 @@ def test_bits_are_packed_and_unpacked(bits: list[bool]) -> None:
     found = packed(given)
     assert (found.dtype, found.numel()) == (torch.uint8, -(-len(bits) // 8))
     assert torch.equal(unpacked(found, len(bits)), given)
-
-
-@given(st.integers(1, 40))
-@settings(deadline=None)
-def test_the_cosine_basis_is_orthonormal_and_the_fast_transform_uses_it(n: int) -> None:
-    D = cosine_rows(torch.arange(n), n, torch.float64)
-    torch.testing.assert_close(D @ D.T, torch.eye(n).double(), rtol=0, atol=1e-12)
-    M = normal(5, n)
-    torch.testing.assert_close(cosine_transform(M), M @ D.T, rtol=0, atol=1e-12)
 
 
 def test_saving_depends_on_how_the_message_travels() -> None:

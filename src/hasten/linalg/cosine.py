@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Make: TypeAlias = "Callable[[int, torch.dtype, torch.device], Tensor]"
 
 
 def cosine_transform(M: Tensor) -> Tensor:
@@ -50,7 +54,18 @@ def cosine_rows(rows: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     return cosine_basis(n, dtype, rows.device)[rows]
 
 
-@lru_cache(maxsize=16)
+def _kept(make: Make) -> Make:
+    """Made once for each order, dtype and device; a ``torch.compile``, which sees no caches, makes it in its graph."""
+    cached = lru_cache(maxsize=16)(make)
+
+    @wraps(make)
+    def get(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return make(n, dtype, device) if torch.compiler.is_compiling() else cached(n, dtype, device)
+
+    return get
+
+
+@_kept
 def cosine_basis(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """D, of order n: one for all matrices of a size. Not to be written to.
 
@@ -66,7 +81,7 @@ def cosine_basis(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (torch.cos(angle.double() * (math.pi / (2 * n))) * _norm(k, n)).to(dtype)
 
 
-@lru_cache(maxsize=16)
+@_kept
 def _twiddle(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     k = torch.arange(n // 2 + 1, device=device)
     z = torch.polar(_norm(k, n), k.double() * (-math.pi / (2 * n)))

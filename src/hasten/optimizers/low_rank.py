@@ -12,6 +12,7 @@ from hasten.engine import EngineOptions, Optimizer
 from hasten.optimizers.adam import adamw_sentence
 from hasten.transforms import EMA, Orthogonalize, Projected, SecondMoment
 from hasten.transforms.orthogonal import Scaling
+from hasten.transforms.projected import check_projection
 from hasten.words import Value
 
 
@@ -71,6 +72,7 @@ class Trion(Optimizer):
         fallback_weight_decay: Value | None = None,
         **engine: Unpack[EngineOptions],
     ) -> None:
+        check_projection("Trion", rank, 1, norm)
         given = None if coefficients is None else tuple(coefficients)
         orthogonal = Orthogonalize(backend, steps, given, scale=None)
         decay = weight_decay if fallback_weight_decay is None else fallback_weight_decay
@@ -129,6 +131,7 @@ class DCTAdamW(Optimizer):
         norm: int = 1,
         **engine: Unpack[EngineOptions],
     ) -> None:
+        check_projection("DCTAdamW", rank, refresh, norm)
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         super().__init__(
             params,

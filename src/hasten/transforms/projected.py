@@ -66,17 +66,8 @@ class Projected(Geometry):
     formula: ClassVar[str] = "A = E + d;  S = D A;  E ← A − (1−μ) D_Jᵀ S_J;  u = D_Jᵀ f(S_J),  J leading rows"
 
     def __post_init__(self) -> None:
-        rank, whole = self.rank, isinstance(self.rank, int)
-        if isinstance(rank, bool) or not (rank >= 1 if whole else isinstance(rank, float) and 0 < rank <= 1):
-            raise ValueError(
-                f"Projected: rank = {rank!r} is not allowed; it must be a whole number from 1, or a fraction in (0, 1]"
-            )
-        if isinstance(self.refresh, bool) or not isinstance(self.refresh, int) or self.refresh < 1:
-            raise ValueError(
-                f"Projected: refresh = {self.refresh!r} is not allowed; it must be a whole number from 1"
-            )
+        check_projection("Projected", self.rank, self.refresh, self.norm)
         check_choice("Projected", "feedback", self.feedback, ("momentum", "error", None))
-        check_choice("Projected", "norm", self.norm, (1, 2))
         check_choice("Projected", "scale", self.scale, SCALES)
         for part in self.parts:
             _check_inner(part)
@@ -275,6 +266,18 @@ def _distinct(own: Iterable[Iterable[str]], taken: set[str]) -> list[dict[str, s
             mapped[name] = free
         found.append(mapped)
     return found
+
+
+def check_projection(owner: str, rank: Any, refresh: Any, norm: Any) -> None:
+    """Raise ValueError unless these options of :class:`Projected` are allowed."""
+    of_rows = isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+    if not of_rows and not (isinstance(rank, float) and 0 < rank <= 1):
+        raise ValueError(
+            f"{owner}: rank = {rank!r} is not allowed; it must be a whole number from 1, or a fraction in (0, 1]"
+        )
+    if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
+        raise ValueError(f"{owner}: refresh = {refresh!r} is not allowed; it must be a whole number from 1")
+    check_choice(owner, "norm", norm, (1, 2))
 
 
 def _check_inner(part: Any) -> None:
