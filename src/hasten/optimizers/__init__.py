@@ -24,6 +24,7 @@ from hasten.optimizers.prodigy import Prodigy
 from hasten.optimizers.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from hasten.optimizers.sgd import QHM, SGD, HeavyBall, Nesterov
 from hasten.optimizers.sign import Lion, Signum
+from hasten.optimizers.steepest_descent import Scion, SteepestDescent
 from hasten.optimizers.subspace import SubspaceGradientDescent, SubspaceNesterov
 
 CATALOGUE: dict[str, type[Optimizer]] = {
@@ -42,6 +43,7 @@ CATALOGUE: dict[str, type[Optimizer]] = {
             Adafactor,
             Prodigy,
         ),
+        *(SteepestDescent, Scion),
         *(SubspaceNesterov, SubspaceGradientDescent),
         *(Trion, DCTAdamW),
         *(Muon, TurboMuon, AdaMuon),
@@ -80,8 +82,10 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "Shampoo",
+    "Scion",
     "Signum",
     "SimplifiedAdEMAMix",
+    "SteepestDescent",
     "StochasticNesterov",
     "SubspaceGradientDescent",
     "SubspaceNesterov",

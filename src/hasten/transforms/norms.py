@@ -304,8 +304,8 @@ class NormGeometry(Geometry):
     ``mode="sharp"``: times the dual norm of the direction, so that the learning rate is 1/sharpness. The orthogonal
     factor of the spectral norms comes from `backend`, in `steps` iterations (see
     :func:`~hasten.linalg.polar.orthogonalize`): ``"svd"`` is exact, the others leave singular values near 1. A zero
-    direction gives zero, and so does a zero row or column where the norm takes them one by one. A direction that
-    is not finite gives entries that are not; ``"nuclear"`` and ``"svd"`` refuse it.
+    direction gives zero, and so does a zero row or column where the norm takes them one by one. What is not a number
+    stays so, except that its sign is 0; ``"nuclear"`` and ``"svd"`` refuse it.
 
     Norms of matrices see each matrix by itself (see :func:`~hasten.matrix_groups`), the others whole tensors.
 
