@@ -1,5 +1,6 @@
 """Cutting into blocks, and putting together again."""
 
+import itertools
 import math
 
 import pytest
@@ -53,7 +54,7 @@ def test_merging_keeps_the_number_of_entries_and_the_limit(size, limit):
     found = merged(size, limit)
     assert math.prod(found) == math.prod(size)
     assert all(length <= max(limit, *size) for length in found)
-    assert len(found) == 1 or all(a * b > limit for a, b in zip(found, found[1:], strict=False))
+    assert len(found) == 1 or all(a * b > limit for a, b in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(

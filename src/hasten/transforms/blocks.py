@@ -125,6 +125,8 @@ def _sides(length: int, limit: int) -> Iterator[tuple[int, int, int]]:
 def merged(size: Sequence[int], limit: int) -> tuple[int, ...]:
     """A size with neighbouring dimensions, from the last, merged as long as their product is within the limit.
 
+    Dimensions of length one are dropped.
+
     Example:
         >>> merged((64, 32, 3, 3), 1024), merged((2, 3, 1, 4), 6), merged((), 8)
         ((64, 288), (6, 4), (1,))
@@ -133,6 +135,6 @@ def merged(size: Sequence[int], limit: int) -> tuple[int, ...]:
     for length in reversed(size):
         if found and found[-1] * length <= limit:
             found[-1] *= length
-        else:
+        elif length != 1:
             found.append(length)
     return tuple(reversed(found)) or (1,)
