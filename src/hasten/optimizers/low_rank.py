@@ -20,9 +20,10 @@ class Trion(Optimizer):
     """Muon at low rank: of the momentum, the r leading cosine directions are orthogonalised and applied.
 
     What is not applied stays in the momentum (error feedback), at full weight; what is decays by μ as in Muon. With
-    ``rank=1.0`` it is Muon with a heavy-ball momentum. Newton–Schulz works on r × max(m, n) matrices; the state is
-    Muon's, one number per parameter, and r for each matrix. See :class:`~hasten.transforms.Projected` for the formula.
-    All parameters that are not matrices move by AdamW.
+    ``rank=1.0`` it is Muon with a heavy-ball momentum; with a fraction ρ of the directions, gradients are remembered
+    for about 1/(ρ(1−μ)) steps, 1/ρ times longer. Newton–Schulz works on r × max(m, n) matrices; the state is Muon's,
+    one number per parameter, and r for each matrix. See :class:`~hasten.transforms.Projected` for the formula. All
+    parameters that are not matrices move by AdamW.
 
     Args:
         params: a module, parameters, named parameters or groups; see :func:`~hasten.matrix_groups`.

@@ -23,7 +23,8 @@ from hasten.words import UNIT, Buffer, Entry, Geometry, Hyper, Step, Transform, 
 class Projected(Geometry):
     """Other parts, applied to the r rows of a matrix's cosine transform that are largest.
 
-    With W the direction or its transpose, p × q with p ≤ q, and D the orthonormal cosine basis (DCT-II) of order p,
+    With W the direction, transposed unless it has more columns than rows, p × q, and D the orthonormal cosine basis
+    (DCT-II) of order p,
 
         A = E + W;   S = D A;   J = the r rows of S of largest norm;   E ← A − (1−μ) D_Jᵀ S_J;   u = D_Jᵀ f(S_J),
 
@@ -159,7 +160,7 @@ class Projected(Geometry):
 
     def direction(self, d: Entry, s: Any, n: Any) -> Entry:
         """What the parts make of the leading rows, lifted."""
-        tall = d.shape[-2] > d.shape[-1]
+        tall = d.shape[-2] >= d.shape[-1]
         A = d if self.feedback is None else s.error + d
         A = A.mT if tall else A
         anew = self.refresh == 1 or n.fresh
