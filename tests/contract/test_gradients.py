@@ -269,6 +269,7 @@ def test_a_gradient_that_is_not_finite_propagates_by_default(entry):
         type(entry(Task().params)).__name__ in ("Lion", "Signum")
         or "sign" in entry.name
         or "lion" in entry.name
+        or "max entry" in entry.name
     ):
         pytest.skip("the sign of NaN is 0 in torch")
     task = Task()

@@ -16,8 +16,8 @@ from hasten.optimizers.adam import (
     RAdam,
 )
 from hasten.optimizers.ademamix import AdEMAMix, SimplifiedAdEMAMix
-from hasten.optimizers.low_rank import DCTAdamW, Trion
 from hasten.optimizers.kronecker import SOAP, Shampoo
+from hasten.optimizers.low_rank import DCTAdamW, Trion
 from hasten.optimizers.mars import MARS
 from hasten.optimizers.muon import AdaMuon, Muon, TurboMuon
 from hasten.optimizers.prodigy import Prodigy
@@ -81,8 +81,8 @@ __all__ = [
     "RAdam",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
-    "Shampoo",
     "Scion",
+    "Shampoo",
     "Signum",
     "SimplifiedAdEMAMix",
     "SteepestDescent",
