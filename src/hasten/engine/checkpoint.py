@@ -38,10 +38,17 @@ def restore(optimizer: ParameterGroups, state_dict: dict[str, Any]) -> None:
     states = {index: dict(entries) for index, entries in state_dict["state"].items()}
     indices = [index for saved in state_dict["param_groups"] for index in saved["params"]]
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, p in zip(indices, params, strict=True):
-        _check_state(optimizer, p, states.get(index, {}))
+    merged = [
+        {**group, **entries}
+        for group, entries in zip(optimizer.param_groups, groups, strict=True)
+        for _ in group["params"]
+    ]
+    for index, p, group in zip(indices, params, merged, strict=True):
+        _check_state(optimizer, p, states.get(index, {}), group)
 
     steps: list[float] = []
+    for group, entries in zip(optimizer.param_groups, groups, strict=True):
+        group.update(entries)  # which say what shapes the state has
     with torch.no_grad():
         for index, p in zip(indices, params, strict=True):
             saved = states.get(index, {})
@@ -90,15 +97,18 @@ def _checked_groups(optimizer: ParameterGroups, state_dict: dict[str, Any]) -> l
                 )
         optimizer.check_role({**group, **entries})
         optimizer.check_group({**group, **entries})
+        optimizer.check_tensors({**group, **entries})
         found.append(entries)
     return found
 
 
-def _check_state(optimizer: ParameterGroups, p: Tensor, saved: dict[str, Any]) -> None:
+def _check_state(
+    optimizer: ParameterGroups, p: Tensor, saved: dict[str, Any], group: dict[str, Any]
+) -> None:
     """Raise ValueError unless the saved tensors are those the optimizer keeps for this parameter."""
     if not saved:
         return
-    expected = optimizer.state_shapes(p)
+    expected = optimizer.state_shapes(p, group)
     for name, shape in expected.items():
         if name not in saved:
             raise ValueError(

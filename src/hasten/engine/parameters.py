@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -78,7 +79,10 @@ class ParameterGroups(torch.optim.Optimizer):
         self._warned: set[str] = set()
         self._places: dict[int, tuple[dict[str, Any], int]] = {}
         for name, place in self.places.items():
-            self.check(name, place.read(defaults))
+            if self.others is None or name in self.compositions[0].places or name not in self.others.places:
+                self.check(name, place.read(defaults))
+        if self.others is not None:
+            self._check_others(self.others)
         for composition in self.compositions:
             composition.prepare()
         super().__init__(params if self.module is None else self.module.named_parameters(), defaults)
@@ -107,7 +111,7 @@ class ParameterGroups(torch.optim.Optimizer):
         defaults = {**self.defaults, **({} if own is self.compositions[0] else own.group_defaults())}
         entries = {key: param_group.get(key, defaults[key]) for key in known}
         self.check_group(entries)
-        self._check_structure(param_group)
+        self.check_tensors(param_group)
         schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
         functions: dict[str, Callable[[int], float]] = {}
         for place in self.places.values():
@@ -140,7 +144,7 @@ class ParameterGroups(torch.optim.Optimizer):
             known = nearest(str(role), self.roles) if self.roles else "; it has one sentence for all"
             raise ValueError(f"{self.name}: {self.role_key} = {role!r} is not allowed{known}")
 
-    def _check_structure(self, group: dict[str, Any]) -> None:
+    def check_tensors(self, group: dict[str, Any]) -> None:
         """Raise ValueError unless every tensor of a group is of a kind that its sentence can move."""
         for key in STRUCTURE:
             if group.get(key) is not None and all(c.grain != "matrix" for c in self.compositions):
@@ -169,6 +173,15 @@ class ParameterGroups(torch.optim.Optimizer):
     def check(self, name: str, value: Any) -> None:
         """Raise ValueError unless a value is in the range of the hyperparameter of this name."""
         check_value(self.name, self.places[name], value(0) if callable(value) else value, self.hypers[name])
+
+    def _check_others(self, composition: Composition) -> None:
+        """Raise ValueError unless the values for all other parameters are in range; by the names of their arguments."""
+        arguments = inspect.signature(type(self).__init__).parameters
+        own = composition.group_defaults()
+        for name, place in composition.places.items():
+            shown = f"fallback_{place}" if f"fallback_{place.key}" in arguments else place
+            value = place.read(own)
+            check_value(self.name, shown, value(0) if callable(value) else value, composition.hypers[name])
 
     def initialise(self, p: Tensor) -> None:
         """Make the complete state of a parameter, as it is before its first step."""
@@ -256,9 +269,10 @@ class ParameterGroups(torch.optim.Optimizer):
             or any(key == p.key for p in self.places.values())
         )
 
-    def state_shapes(self, p: Tensor) -> dict[str, tuple[int, ...]]:
-        """The names and shapes of the tensors kept for a parameter."""
-        composition, structure = self.composition_of(p), structure_of(self.group_of(p))
+    def state_shapes(self, p: Tensor, group: dict[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
+        """The names and shapes of the tensors kept for a parameter, in its group or in another."""
+        group = self.group_of(p) if group is None else group
+        composition, structure = self._composition(p, group), structure_of(group)
         shapes: dict[str, tuple[int, ...]] = {"step": (), **{c.name: () for c in composition.counters}}
         return {
             **shapes,

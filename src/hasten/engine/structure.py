@@ -53,7 +53,7 @@ class Structure:
         if len(shape) < 2:
             return "it has fewer than two dimensions"
         rows = self.matrix(shape)[1]
-        if isinstance(self.split, int) and rows % self.split:
+        if isinstance(self.split, int) and (self.split < 1 or rows % self.split):
             return f"its {rows} rows cannot be split into {self.split} equal parts"
         if isinstance(self.split, tuple) and sum(self.split) != rows:
             return f"its {rows} rows are not {' + '.join(map(str, self.split))}"
