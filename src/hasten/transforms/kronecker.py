@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hasten.checks import check_choice, flag, number, optional_number
 from hasten.linalg.inverse_root import inv_root
+from hasten.linalg.products import symmetric_product
 from hasten.numbers import Names, Number
 from hasten.transforms.blocks import Blocks, merged
 from hasten.transforms.eigenbasis import AT_LEAST_ONE, due
@@ -239,7 +240,7 @@ def follow(factors: Sequence[Tensor], grads: Sequence[Tensor], dimension: int, n
     found = []
     for factor, grad in zip(factors, grads, strict=True):
         g = unfolded(grad, dimension)
-        found.append(torch.baddbmm(factor, g, g.mT, beta=n.beta, alpha=n.weight))
+        found.append(symmetric_product(g, g.mT).mul_(n.weight).add_(factor, alpha=n.beta))
     return found
 
 
