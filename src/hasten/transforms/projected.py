@@ -162,24 +162,24 @@ class Projected(Geometry):
         """What the parts make of the leading rows, lifted."""
         tall = d.shape[-2] >= d.shape[-1]
         A = d if self.feedback is None else s.error + d
-        A = A.mT if tall else A
-        anew = self.refresh == 1 or n.fresh
-        if anew:
-            S = cosine_transform(A.mT).mT
-            J = leading(torch.linalg.vector_norm(S, self.norm, dim=-1), self.rows(A.shape[-2]))
-            rows = S.take_along_dim(J.unsqueeze(-1), -2)
-            D = cosine_rows(J, A.shape[-2], A.dtype)
-            moved = _Moved(s.rows.long(), J, A.shape[-2])
-            s.rows = J.to(A.dtype)
+        W, moved = A.mT if tall else A, None
+        if self.refresh == 1 or n.fresh:
+            S = cosine_transform(W.mT)  # transposed, [k, q, p]
+            scores = S.abs().sum(-2) if self.norm == 1 else S.square().sum(-2)
+            J = leading(scores, self.rows(W.shape[-2]))
+            rows = S.mT.take_along_dim(J.unsqueeze(-1), -2)
+            D = cosine_rows(J, W.shape[-2], W.dtype)
+            moved = _Moved(s.rows.long(), J, W.shape[-2])
+            s.rows = J.to(W.dtype)
         else:
-            J, moved = s.rows.long(), None
-            D = cosine_rows(J, A.shape[-2], A.dtype)
-            rows = D @ A
-        u = D.mT @ (SCALES[self.scale](*d.shape[-2:]) * self._inside(rows, moved, s, n))
+            D = cosine_rows(s.rows.long(), W.shape[-2], W.dtype)
+            rows = D @ W
+        low = SCALES[self.scale](*d.shape[-2:]) * self._inside(rows, moved, s, n)
         if self.feedback is not None:
-            E = A - n.taken * (D.mT @ rows)
-            s.error = E.mT if tall else E
-        return u.mT if tall else u
+            left, right = _factors(D, rows * -n.taken, tall)
+            s.error = torch.baddbmm(A, left, right)
+        left, right = _factors(D, low, tall)
+        return left @ right
 
     def _inside(self, rows: Tensor, moved: _Moved | None, s: Any, n: Any) -> Tensor:
         """f: each part in turn, on its own buffers."""
@@ -219,6 +219,11 @@ class _Inner:
         for formal, name in self.buffers.items():
             setattr(s, name, getattr(own, formal))
         return found
+
+
+def _factors(D: Tensor, rows: Tensor, tall: bool) -> tuple[Tensor, Tensor]:
+    """Of D_Jᵀ rows, or of its transpose."""
+    return (rows.mT, D) if tall else (D.mT, rows)
 
 
 class _Moved:
