@@ -110,7 +110,7 @@ class ParameterGroups(torch.optim.Optimizer):
         own = self._composition(None, param_group)
         defaults = {**self.defaults, **({} if own is self.compositions[0] else own.group_defaults())}
         entries = {key: param_group.get(key, defaults[key]) for key in known}
-        self.check_group(entries)
+        self.check_group({**param_group, **entries})
         self.check_tensors(param_group)
         schedules: dict[str, Any] = dict(param_group.get("schedules", {}))
         functions: dict[str, Callable[[int], float]] = {}
@@ -256,8 +256,17 @@ class ParameterGroups(torch.optim.Optimizer):
             if place.index is not None:
                 family = sum(p.key == place.key for p in self.places.values())
                 _check_tuple(self.name, place.key, entries[place.key], family)
-        for name, place in self.places.items():
-            self.check(name, place.read(entries))
+        for composition in self._serving(entries):
+            for name, place in self.places.items():
+                value = place.read(entries)
+                allowed = composition.hypers.get(name, self.hypers[name])
+                check_value(self.name, place, value(0) if callable(value) else value, allowed)
+
+    def _serving(self, group: dict[str, Any]) -> list[Composition]:
+        """The compositions that may move parameters of a group: the same name may have another range in each."""
+        own = self._composition(None, group)
+        mixed = self.others is not None and own is self.compositions[0] and group.get("matrices") is None
+        return [own, self.others] if mixed and self.others is not None else [own]
 
     def accepts_group_key(self, key: str) -> bool:
         """Whether a parameter group may hold this key."""
