@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hasten.checks import check_choice, flag, number
 from hasten.linalg.products import symmetric_product
-from hasten.linalg.symmetric import eigh
+from hasten.linalg.symmetric import eigh, finite
 from hasten.numbers import Names, Number
 from hasten.words import NONNEGATIVE, UNIT, Buffer, Entry, Geometry, Interval, Value, hyper
 
@@ -245,13 +245,15 @@ def rotated_back(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def descending_eigenvectors(a: Tensor) -> Tensor:
     """Orthonormal eigenvectors of symmetric matrices [k, n, n] as columns, the largest eigenvalue first.
 
+    Those of a matrix with entries that are not finite are NaN.
+
     Example:
         >>> descending_eigenvectors(torch.diag(torch.tensor([1.0, 3.0, 2.0]))[None]).abs()
         tensor([[[0., 0., 1.],
                  [1., 0., 0.],
                  [0., 1., 0.]]])
     """
-    return eigh(a)[1].flip(-1).contiguous()
+    return torch.where(finite(a), eigh(a)[1].flip(-1), torch.nan)
 
 
 def orthogonal_iteration(a: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
