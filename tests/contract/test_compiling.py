@@ -10,12 +10,16 @@ from hasten.engine import passes
 
 each = pytest.mark.parametrize("entry", ENTRIES, ids=str)
 QUICK = ("SGD", "AdamW", "Lion", "ScheduleFreeAdamW", "MARS", "Prodigy")
+REFUSED = [
+    e for e in ENTRIES if any(not p.traceable for c in e(Task().params).compositions for p in c.parts)
+]
+"""They choose between formulas by the number of the step."""
 traceable = pytest.mark.parametrize(
     "entry",
     [
         pytest.param(e, marks=[] if e.name in QUICK else pytest.mark.slow)
         for e in ENTRIES
-        if not (e.closure or e.name.startswith("Subspace"))
+        if not (e.closure or e.name.startswith("Subspace") or e in REFUSED)
     ],
     ids=str,
 )
@@ -63,6 +67,13 @@ def test_a_users_compiled_step_is_one_graph_and_equals_eager(entry):
 def test_a_step_that_needs_more_than_gradients_is_not_traced():
     opt = hasten.SubspaceNesterov([torch.ones(3, requires_grad=True)])
     with pytest.raises(Exception, match="a step with Sketched cannot be compiled as a whole"):
+        torch.compile(opt.step, fullgraph=True, backend="eager")()
+
+
+@pytest.mark.parametrize("entry", REFUSED, ids=str)
+def test_a_step_that_branches_on_its_number_is_not_traced(entry):
+    opt = entry([torch.ones(3, 4, requires_grad=True)])
+    with pytest.raises(Exception, match="cannot be compiled as a whole; compile the model instead"):
         torch.compile(opt.step, fullgraph=True, backend="eager")()
 
 
