@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hasten.checks import check_choice
 from hasten.linalg.symmetric import (
@@ -128,7 +127,6 @@ class _InverseRoot(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None, None, None, None]:
         return _derivative(ctx, gradients[0], adjoint=True), None, None, None, None
 
@@ -146,12 +144,14 @@ def _derivative(ctx: Any, along: Tensor | None, adjoint: bool) -> Tensor | None:
     """V (K ∘ Vᵀ E V) Vᵀ with K the divided differences of λ^(-1/p), and what the shift s adds to it."""
     if along is None:
         return None
-    a, values, vectors = ctx.saved_tensors
+    a, values, vectors = (saved.detach() for saved in ctx.saved_tensors)
+    if not a.numel():
+        return along
     if not values.numel():
         values, vectors = eigh(a)
     p, eps, relative_eps = ctx.settings
     least, most = (values[..., 0] < 0).to(values.dtype), relative_eps * (values[..., -1] > 0)
-    inner = vectors.mT @ symmetric(along) @ vectors
+    inner = vectors.mT @ symmetric(along.detach()) @ vectors
     differences = divided_differences(_lifted(values, eps, relative_eps), p)
     # Where there is no derivative there is no root either: what stands in its place does not depend on A.
     differences = torch.where(finite(differences), differences, 0)
@@ -165,8 +165,28 @@ def _derivative(ctx: Any, along: Tensor | None, adjoint: bool) -> Tensor | None:
     else:
         diagonal += (most * diagonal[..., -1] - least * diagonal[..., 0]).unsqueeze(-1)
         inner = differences * inner
-    product: Tensor = vectors @ inner @ vectors.mT
-    return product
+    derivative: Tensor = _Once.apply(vectors @ inner @ vectors.mT, ctx.saved_tensors[0], along)  # type: ignore[no-untyped-call]
+    return derivative
+
+
+class _Once(torch.autograd.Function):
+    """A derivative as it is, that refuses to be differentiated by what it was computed from."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(derivative: Tensor, *sources: Tensor) -> Tensor:
+        return derivative.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        return
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError("inv_root has no second derivative; inv_sqrtm and sqrtm have")
+
+    jvp = backward
 
 
 def _lifted(values: Tensor, eps: float, relative_eps: float) -> Tensor:
@@ -182,7 +202,7 @@ def _of_eigen(values: Tensor, vectors: Tensor, p: float, eps: float, relative_ep
 def divided_differences(values: Tensor, p: float) -> Tensor:
     """(f(a) - f(b)) / (a - b) of f(x) = x^(-1/p) for all pairs of positive values [..., n], f'(a) where they are equal.
 
-    With a = b e^t it is f(b)/b · expm1(-t/p) / expm1(t), where nothing cancels.
+    For a > b it is b^(-1/p) expm1(-log(a/b)/p) / (a - b), where nothing cancels.
 
     Example:
         >>> import torch
@@ -190,10 +210,11 @@ def divided_differences(values: Tensor, p: float) -> Tensor:
         tensor([[-0.5000, -0.1667],
                 [-0.1667, -0.0625]])
     """
-    a, b = values.unsqueeze(-1), values.unsqueeze(-2)
-    t = torch.log1p((a - b) / b)
-    ratio = torch.where(t == 0, -1 / p, torch.expm1(-t / p) / torch.expm1(t))
-    quotient: Tensor = ratio * b ** (-1 / p - 1)
+    one, other = values.unsqueeze(-1), values.unsqueeze(-2)
+    a, b = torch.maximum(one, other), torch.minimum(one, other)
+    gap = a - b
+    difference = torch.expm1(-torch.log1p(gap / b) / p) / gap
+    quotient: Tensor = b ** (-1 / p) * torch.where(gap == 0, -1 / (p * b), difference)
     return quotient
 
 

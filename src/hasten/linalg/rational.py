@@ -56,7 +56,7 @@ def pade(x: Tensor, inverse: bool = False) -> Tensor:
     powers = (identity(x), square, square @ square)
     n, d = (_even_and_odd(x, powers, coefficients) for coefficients in (NUMERATOR, DENOMINATOR))
     quotient: Tensor = torch.linalg.solve_ex(n, d).result if inverse else torch.linalg.solve_ex(d, n).result
-    return quotient
+    return quotient.contiguous()  # it comes column by column
 
 
 def _even_and_odd(x: Tensor, powers: tuple[Tensor, Tensor, Tensor], c: tuple[int, ...]) -> Tensor:
