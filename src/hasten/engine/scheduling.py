@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from hasten.engine.parameters import ParameterGroups
-from hasten.numbers import Names
 from hasten.schedules import Schedule
 
 
@@ -32,10 +31,8 @@ def scheduled(
     return entries
 
 
-def resolve(
-    optimizer: ParameterGroups, group: dict[str, Any]
-) -> tuple[dict[str, Any], dict[int, list[Names]]]:
-    """A group's hyperparameters at the coming step, checked: entries to store, and values by part."""
+def resolve(optimizer: ParameterGroups, group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A group's hyperparameters at the coming step, checked: entries to store, and all entries."""
     entries = scheduled(optimizer, group)
     stored = {}
     for text in group["schedules"]:
@@ -48,7 +45,7 @@ def resolve(
             )
         stored[place.key] = entries[place.key]
     optimizer.check_group(entries)
-    return stored, {id(c): c.values(entries, float) for c in optimizer.compositions}
+    return stored, entries
 
 
 def store(optimizer: ParameterGroups, group: dict[str, Any], stored: dict[str, Any]) -> None:

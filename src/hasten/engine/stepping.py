@@ -47,7 +47,7 @@ def run_step(optimizer: ParameterGroups, observation: Observation, plan: Plan | 
     hypers = [resolve(optimizer, group) for group in optimizer.param_groups]
     buckets = plan.buckets
     for bucket in buckets:
-        bucket.h = hypers[bucket.index][1][id(bucket.composition)]
+        bucket.h = bucket.composition.values(hypers[bucket.index][1], float)
         _numbers(bucket)
         prepare(optimizer, bucket, extras)
     for bucket in buckets:
