@@ -20,6 +20,9 @@ Gaussian matrix of 1000 rows it is 1.6 times as large, ‖X‖_F 16 times. `rows
 (Σ_j |A_ij|)^½, "almost orthogonal layers"; the result is then the polar factor of the rescaled matrix.
 """
 
+SMALL = 2**14
+"""Matrices with fewer entries are iterated in stacks on every device."""
+
 
 def newton_schulz(
     x: Tensor,
@@ -47,89 +50,97 @@ def newton_schulz(
     Returns:
         [k, m, n] in the dtype of the iteration. A zero matrix gives zero; one with a NaN or an infinity gives NaN.
     """
-    y, largest = _over_largest(x.detach(), dtype or x.dtype)
+    settings = (quintics, norm, margin, eps, dtype or x.dtype)
+    x = x.detach()
+    if not x.numel():
+        return x.to(settings[-1], copy=True)
+    if x.device.type == "cpu" and x[0].numel() >= SMALL:
+        # One after another: stacks of products are not faster there, copy what is stored transposed, and need memory.
+        each = [_iterated(one, *settings) for one in x]
+        return each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each)
+    return _iterated(x, *settings)
+
+
+def _iterated(
+    x: Tensor, quintics: Sequence[Quintic], norm: Norm, margin: float, eps: float, dtype: torch.dtype
+) -> Tensor:
+    """The iteration on one matrix [m, n] or a stack [k, m, n]."""
     rows, columns = x.shape[-2:]
     tall = rows > columns
     stride = 2 if 2 * max(rows, columns) > 3 * min(rows, columns) else 1
-    for i in range(0, len(quintics) if x.numel() else 0, stride):
-        a, scale = gram(y), None
+    y, unit = _of_order_one(x, dtype)
+    for i in range(0, len(quintics), stride):
+        first, *second = quintics[i : i + stride]
+        a, square = gram(y), None
         if i == 0:
-            a, z, scale = _normalised(a, quintics[0], norm, margin, largest / eps if eps else None)
-        else:
-            z = _bend(a, quintics[i])
-        q = _factor(a, z, quintics[i : i + stride], scale)
+            factor, square = _reciprocal_norm(a, norm, margin, unit / eps if eps else None)
+            if factor.numel() == 1 and _free(factor):
+                # The quintic of f X is one of X: nothing needs to be multiplied.
+                f = factor.item()
+                first = (first[0] * f, first[1] * f**3, first[2] * f**5)
+            else:
+                factor = factor.to(dtype)
+                y, a = y * (factor.mT if tall else factor), a * factor * factor.mT
+                square = None if square is None else (square * factor.to(unit.dtype) ** 4).to(dtype)
+        q = _matrix_of_steps(a, square, first, second)
         y = y @ q.mT if tall else q @ y
     return y
 
 
-def _over_largest(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Matrices with largest entry ±1 in another dtype, and what they were divided by: 1 for zero."""
-    if not x.numel():
-        return x.to(dtype, copy=True), x.new_ones(len(x), 1, 1)
+def _of_order_one(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Matrices in another dtype, and what they were divided by so that no eighth power overflows or vanishes."""
+    if x.ndim == 2 and _free(x):
+        size = torch.linalg.vector_norm(x)
+        if 1e-2 < size.item() < 1e4:
+            return x.to(dtype), torch.ones_like(size)
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
     largest = torch.where(largest == 0, 1.0, largest)
-    return torch.div(x, largest, out=torch.empty_like(x, dtype=dtype)), largest
+    return (x / largest).to(dtype), largest
 
 
-def _normalised(
-    a: Tensor, quintic: Quintic, norm: Norm, margin: float, unit: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A and b A + c A² of the normalised X, and what the columns of its factor are to be multiplied by."""
+def _reciprocal_norm(
+    a: Tensor, norm: Norm, margin: float, unit: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """What X is to be multiplied by, [..., 1, 1] or, for rows, [..., r, 1]; and A² if it was needed.
+
+    `unit` is what a norm of one stands for, in terms of the norm below which matrices shrink.
+    """
     exact = torch.float64 if a.dtype is torch.float64 else torch.float32
-    trace = a.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)[:, None, None]
-    factor = torch.full_like(trace, 1 / margin)
-    if unit is not None:
-        factor = factor * (trace.sqrt() * unit).clamp(max=1.0)
+    power, squares, square = 0.5, a.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)[..., None, None], None
+    factor = 1 / margin if unit is None else (squares.sqrt() * unit).clamp(max=1.0) / margin
     if norm == "rows":
-        rows = a.abs().sum(-1, keepdim=True, dtype=exact)
-        scale = (torch.where(rows > 0, rows, 1.0).rsqrt() * factor).to(a.dtype)
-        a = a * scale * scale.mT
-        return a, _bend(a, quintic), scale.mT
-    if norm == "frobenius":
-        factor = factor / torch.where(trace > 0, trace, 1.0).sqrt()
-        a = _combination(a, factor**2)
-        return a, _bend(a, quintic), factor
-    square = symmetric_product(a, a)
-    size = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True).to(exact)
-    factor = factor / torch.where(size > 0, size, 1.0) ** 0.25
-    _, b, c = quintic
-    a = _combination(a, factor**2)
-    return a, _combination(square, c * factor**4, a, b), factor
+        squares = a.abs().sum(-1, keepdim=True, dtype=exact)
+    elif norm == "schatten8":
+        square, power = symmetric_product(a, a), 0.25
+        squares = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True).to(exact)
+    return factor / torch.where(squares > 0, squares, 1.0) ** power, square
 
 
-def _combination(x: Tensor, p: Tensor, y: Tensor | None = None, q: float = 0.0) -> Tensor:
-    """p x + q y for stacks [k, r, r] and numbers p [k, 1, 1], known more exactly than the entries. Overwrites x."""
-    if x.device.type == "cpu" and len(x) <= 8 and not torch.compiler.is_compiling():
-        # Numbers leave the entries in their dtype, a tensor of numbers would convert them first. No device to wait for.
-        for one, number in zip(x, p.flatten().tolist(), strict=True):
-            one.mul_(number)
-        return x if y is None else x.add_(y, alpha=q)
-    product = x * p
-    return (product if y is None else product.add_(y, alpha=q)).to(x.dtype)
+def _free(x: Tensor) -> bool:
+    """Whether its numbers can be read without waiting for a device or ending a trace."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _bend(a: Tensor, quintic: Quintic) -> Tensor:
-    """b A + c A²."""
-    _, b, c = quintic
-    if halves(a):
-        return symmetric_product(a, a).mul_(c).add_(a, alpha=b)
-    return torch.baddbmm(a, a, a, beta=b, alpha=c)
-
-
-def _factor(a: Tensor, z: Tensor, segment: Sequence[Quintic], scale: Tensor | None) -> Tensor:
-    """What X is multiplied by in one step or two: (a₂ I + Z₂) (a₁ I + Z₁) · scale, Z = b A + c A². Overwrites `z`."""
-    linear = segment[0][0]
-    alone = len(segment) == 1
-    if not alone:
-        w = torch.baddbmm(a, z, a, beta=linear)
-        a = torch.baddbmm(w, w, z, beta=linear)
-    if scale is None:
-        q = z if alone else z.clone()
-        q.diagonal(dim1=-2, dim2=-1).add_(linear)
-    else:
-        q = _combination(z, scale) if scale.shape[-1] == 1 else z * scale
-        q.diagonal(dim1=-2, dim2=-1).add_((linear * scale).expand(-1, 1, q.shape[-1]).squeeze(1))
-    if alone:
+def _matrix_of_steps(a: Tensor, square: Tensor | None, first: Quintic, second: Sequence[Quintic]) -> Tensor:
+    """(a₁ I + Z₁), or (a₂ I + Z₂) (a₁ I + Z₁), with Z = b A + c A² of the A that the step starts from."""
+    z = _bend(a, first, square)
+    q = z.clone() if second else z
+    q.diagonal(dim1=-2, dim2=-1).add_(first[0])
+    if not second:
         return q
-    second = _bend(a, segment[1])
-    return torch.baddbmm(q, second, q, beta=segment[1][0])
+    w = _plus_product(a, first[0], z, a)
+    a = _plus_product(w, first[0], w, z)
+    return _plus_product(q, second[0][0], _bend(a, second[0]), q)
+
+
+def _bend(a: Tensor, quintic: Quintic, square: Tensor | None = None) -> Tensor:
+    """b A + c A². Overwrites `square`."""
+    _, b, c = quintic
+    if square is None and halves(a):
+        square = symmetric_product(a, a)
+    return _plus_product(a, b, a, a, c) if square is None else square.mul_(c).add_(a, alpha=b)
+
+
+def _plus_product(x: Tensor, p: float, left: Tensor, right: Tensor, q: float = 1.0) -> Tensor:
+    """p x + q left · right."""
+    return (torch.addmm if x.ndim == 2 else torch.baddbmm)(x, left, right, beta=p, alpha=q)

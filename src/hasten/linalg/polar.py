@@ -23,6 +23,7 @@ class Backend:
     margin: float = 1.0
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # decimals cannot be traced
 def _express(steps: int) -> Coefficients:
     """Five steps: the table used in training. Each step less raises 4.5 times larger singular values to the same band.
 
@@ -69,8 +70,10 @@ def orthogonalize(
     """
     check_choice("orthogonalize", "backend", backend, BACKENDS)
     if backend == "svd":
-        u, s, v = torch.linalg.svd(x, full_matrices=False)
-        return torch.where(s[..., :1, None] > 0, u @ v, 0.0)
+        # LAPACK refuses what is not finite.
+        finite = torch.isfinite(x).all(-1, keepdim=True).all(-2, keepdim=True)
+        u, s, v = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
+        return torch.where(finite, torch.where(s[..., :1, None] > 0, u @ v, 0.0), torch.nan)
     own = ITERATIONS[backend]
     quintics = own.quintics(steps or own.steps) if coefficients is None else tuple(coefficients)
     dtype = torch.bfloat16 if low_precision and x.dtype is not torch.float64 else x.dtype

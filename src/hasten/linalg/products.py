@@ -10,14 +10,14 @@ BLOCKS = 4
 
 
 def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
-    """left · right [k, r, r], when the product is symmetric: X Xᵀ, or a product of polynomials in one matrix.
+    """left · right [..., r, r], when the product is symmetric: X Xᵀ, or a product of polynomials in one matrix.
 
     On a processor, and of large enough matrices, only the blocks on and above the diagonal are computed. Elsewhere it
     is the plain product: one large product keeps an accelerator busier than several small ones.
 
     Args:
-        left: [k, r, c].
-        right: [k, c, r], of the same dtype.
+        left: [..., r, c].
+        right: [..., c, r], of the same dtype.
 
     Example:
         >>> import torch
@@ -30,7 +30,7 @@ def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def gram(x: Tensor) -> Tensor:
-    """X Xᵀ of wide matrices [k, m, n], Xᵀ X of tall ones: the smaller of the two.
+    """X Xᵀ of wide matrices [..., m, n], Xᵀ X of tall ones: the smaller of the two.
 
     Example:
         >>> import torch
@@ -57,10 +57,11 @@ def halves(left: Tensor) -> bool:
 
 
 def _by_blocks(left: Tensor, right: Tensor) -> Tensor:
-    rows = left.shape[-2]
+    rows, terms = left.shape[-2:]
     height = -(-rows // BLOCKS)
     product = left.new_empty(*left.shape[:-1], rows)
-    for one, a, b in zip(product, left, right, strict=True):
+    stacks = product.view(-1, rows, rows), left.reshape(-1, rows, terms), right.reshape(-1, terms, rows)
+    for one, a, b in zip(*stacks, strict=True):
         for top in range(0, rows, height):
             bottom = top + height
             torch.mm(a[top:bottom], b[:, top:], out=one[top:bottom, top:])
