@@ -112,6 +112,12 @@ VARIANTS = [
         "SteepestDescent sharp", hasten.SteepestDescent, {"lr": 0.01, "mode": "sharp", "norm": "rms_to_rms"}
     ),
     Entry("SteepestDescent modular", hasten.SteepestDescent, {"lr": 0.01, "norm": "modular"}),
+    Entry("SOAP smaller side", hasten.SOAP, {**SETTINGS["SOAP"], "sides": "smaller"}),
+    Entry(
+        "Shampoo of tensors",
+        hasten.Shampoo,
+        {**SETTINGS["Shampoo"], "order": "tensor", "filter_beta": 0.5, "momentum": 0.9, "dampening": 0.1},
+    ),
     Entry("AdamW cosine", _scheduled_adamw),
     Entry("Simplified-AdEMAMix sign Schedule-Free", _simplified_sign_schedule_free),
     Entry("ClipNorm first", _clipped_adam),
