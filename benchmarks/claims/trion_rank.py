@@ -271,8 +271,8 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
         "(arXiv:2505.17967)",
         f"A transformer of {entries:,} parameters (hidden matrices of {task.width} to {4 * task.width} rows and "
         f"columns) reads Python's standard library for {task.steps} steps of {BATCH} windows of {CONTEXT} characters, "
-        f"with warm-up and cosine decay, weight decay {DECAY}, one learning rate for matrices and the rest alike (the step "
-        "of Muon and Trion matched to AdamW's), tried at "
+        f"with warm-up and cosine decay, weight decay {DECAY}, one learning rate for matrices and the rest alike (the "
+        "step of Muon and Trion matched to AdamW's), tried at "
         f"{', '.join(f'{m:g}' for m in task.multiples)} times {METHODS[0].rate:g} on a seed that is not reported; then "
         f"{len(task.seeds)} fresh seeds. n is the lesser side of a matrix. Steps are timed on one matrix, of each "
         "method in turn in every round; quartiles are those of the ratio to Muon in the same round.",

@@ -52,6 +52,17 @@ def test_trion_with_all_directions_is_muon_with_a_heavy_ball(shape, backend, ran
     torch.testing.assert_close(low, full, rtol=0, atol=4e-13)
 
 
+def test_turbo_is_not_turned_by_the_basis():
+    """It rescales rows, which a rotation of them changes: at full rank it is near Muon, not equal to it."""
+
+    def displaced(make):
+        return start((5, 8)) - path(make, (5, 8), 1)[0]
+
+    low = displaced(lambda p: hasten.Trion(p, 1.0, rank=1.0, backend="turbo"))
+    full = displaced(lambda p: hasten.Optimizer(p, HeavyBall(0.95), Orthogonalize("turbo"), lr=1.0))
+    assert 1e-6 < float((low - full).norm() / full.norm()) < 0.2
+
+
 @each_shape
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("norm", [1, 2])
