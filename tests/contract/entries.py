@@ -12,7 +12,8 @@ import torch
 import hasten
 from hasten.iterates import ScheduleFree
 from hasten.optimizers import CATALOGUE
-from hasten.transforms import EMA, Accumulation, ClipNorm, SecondMoment, Sign
+from hasten.oracles import Backpropagation
+from hasten.transforms import EMA, Accumulation, ClipNorm, Orthogonalize, SecondMoment, Sign, WeightDecay
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "MARS": {"lr": 0.01, "weight_decay": 0.1},
     "Adafactor": {"lr": 0.01, "weight_decay": 0.1},
     "Prodigy": {"d0": 1e-2, "weight_decay": 0.01},
+    "Muon": {"lr": 0.05, "weight_decay": 0.1, "fallback_lr": 0.01},
+    "TurboMuon": {"lr": 0.05, "weight_decay": 0.1, "fallback_lr": 0.01},
+    "AdaMuon": {"lr": 0.05, "weight_decay": 0.1},
     "SteepestDescent": {"lr": 0.01, "weight_decay": 0.1},
     "Scion": {"lr": 0.01, "radius": 2.0, "head_radius": 3.0, "weight_decay": 0.5},
     "SubspaceNesterov": {"smoothness": 4.0, "strong_convexity": 0.1, "weight_decay": 0.01},
@@ -77,6 +81,14 @@ def _simplified_sign_schedule_free(params, lr=0.01, weight_decay=0.1, **engine):
     transforms = (Accumulation(0.95, alpha=5.0), Sign())
     iterate = ScheduleFree(lr, momentum=0.9, warmup_steps=3)
     return hasten.Optimizer(params, *transforms, iterate=iterate, weight_decay=weight_decay, **engine)
+
+
+def _schedule_free_muon(params, lr=0.05, **engine):
+    iterate = ScheduleFree(lr, momentum=0.9, warmup_steps=3)
+    others = hasten.Sentence(Backpropagation(), (SecondMoment(0.99), WeightDecay(0.1)), iterate)
+    return hasten.Optimizer(
+        params, Orthogonalize(), iterate=iterate, weight_decay=0.1, vectors=others, **engine
+    )
 
 
 def _clipped_adam(params, lr=0.01, betas=(0.9, 0.999), **engine):
@@ -112,6 +124,12 @@ VARIANTS = [
         "SteepestDescent sharp", hasten.SteepestDescent, {"lr": 0.01, "mode": "sharp", "norm": "rms_to_rms"}
     ),
     Entry("SteepestDescent modular", hasten.SteepestDescent, {"lr": 0.01, "norm": "modular"}),
+    Entry("Muon jordan", hasten.Muon, {"lr": 0.05, "convention": "jordan", "fallback_lr": 0.01}),
+    Entry("Muon moonshot exact", hasten.Muon, {"lr": 0.05, "convention": "moonshot", "backend": "svd"}),
+    Entry("Muon dion", hasten.Muon, {"lr": 0.05, "convention": "dion", "nesterov": True, "steps": 7}),
+    Entry("AdaMuon paper", hasten.AdaMuon, {**SETTINGS["AdaMuon"], "variant": "paper"}),
+    Entry("Schedule-Free Muon", _schedule_free_muon),
+    Entry("MARS shampoo", hasten.MARS, {**SETTINGS["MARS"], "flavour": "shampoo"}),
     Entry("SOAP smaller side", hasten.SOAP, {**SETTINGS["SOAP"], "sides": "smaller"}),
     Entry(
         "Shampoo of tensors",

@@ -205,8 +205,13 @@ def test_choices_are_checked():
         ValueError, match="NAdamW: variant = 'keras' is not allowed; it must be one of 'torch', 'optax'"
     ):
         hasten.NAdamW(w, variant="keras")
-    with pytest.raises(ValueError, match="MARS: flavour = 'shampoo' is not allowed"):
-        hasten.MARS(w, flavour="shampoo")
+    with pytest.raises(ValueError, match="MARS: flavour = 'shampo' is not allowed"):
+        hasten.MARS(w, flavour="shampo")
+    for name in ("convention", "backend", "scale"):
+        with pytest.raises(ValueError, match=f"Muon: {name} = 'best' is not allowed; it must be one of"):
+            hasten.Muon(w, **{name: "best"})
+    with pytest.raises(ValueError, match="AdaMuon: variant = 'best' is not allowed; it must be one of"):
+        hasten.AdaMuon(w, variant="best")
     for cls, name in [
         (hasten.SGD, "nesterov"),
         (hasten.AdamW, "amsgrad"),
@@ -216,6 +221,8 @@ def test_choices_are_checked():
         (hasten.RAdam, "decoupled"),
         (hasten.QHAdam, "decoupled"),
         (hasten.AdaBound, "amsbound"),
+        (hasten.Muon, "nesterov"),
+        (hasten.AdaMuon, "nesterov"),
         (hasten.MARS, "exact"),
         (hasten.MARS, "optimize_1d"),
         (hasten.Prodigy, "use_bias_correction"),

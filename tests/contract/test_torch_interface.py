@@ -34,7 +34,9 @@ def test_lr_as_a_tensor_equals_lr_as_a_float(entry):
     advance(entry, other, twin, 4)
     assert same(task.values(), twin.values())
     tensor.mul_(0.5)  # a user may change it in place, as torch's capturable optimizers allow
-    opt.param_groups[0]["lr"] = lr / 2
+    for group, given in zip(opt.param_groups, other.param_groups, strict=True):
+        group["lr"] = float(given["lr"])
+    assert opt.param_groups[0]["lr"] == lr / 2
     advance(entry, opt, task, 2, start=4)
     advance(entry, other, twin, 2, start=4)
     assert same(task.values(), twin.values())

@@ -150,7 +150,8 @@ class _Pieces:
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+    # Contiguous either way: products of matrices are rounded as their strides are.
+    return tensors[0].contiguous().unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def follow_all(

@@ -10,17 +10,30 @@ from hasten.checks import check_choice, flag, number, unpacked
 from hasten.engine import EngineOptions, Optimizer, Sentence
 from hasten.iterates import Plain
 from hasten.oracles import Backpropagation, Mars, RememberedPoint
-from hasten.transforms import EMA, ClipTensorNorm, Scale, SecondMoment, Sign, WeightDecay
+from hasten.transforms import (
+    EMA,
+    ClipTensorNorm,
+    HeavyBall,
+    Orthogonalize,
+    Scale,
+    SecondMoment,
+    Sign,
+    WeightDecay,
+)
 from hasten.words import NONNEGATIVE, Transform, Value
 
 
 class MARS(Optimizer):
-    """MARS-AdamW and MARS-Lion: momentum and geometry of a gradient corrected by its change.
+    """MARS-AdamW, MARS-Lion and MARS-Shampoo: momentum and geometry of a gradient corrected by its change.
 
     The corrected gradient of every tensor is clipped to norm 1, and is also what the second moment is taken of (as in
     the authors' code; their README says otherwise). Tensors with fewer than two dimensions get plain AdamW with
     `lr_1d` (relative to lr), `betas_1d` and `weight_decay_1d`, unless `optimize_1d`. `exact=True` evaluates the batch
     again at the previous parameters; ``step`` then needs a closure. Only the AdamW flavour was tuned by its authors.
+
+    The Shampoo flavour is Muon's geometry in all but name: five Newton–Schulz steps on the average of the corrected
+    gradient, times √max(1, m/n). Which parameters are matrices is told from a module (:func:`~hasten.matrix_groups`);
+    convolutions are flattened; all others get AdamW as above.
 
     Example:
         >>> import torch, hasten
@@ -38,7 +51,7 @@ class MARS(Optimizer):
         gamma: Value = 0.025,
         eps: Value = 1e-8,
         weight_decay: Value = 0.0,
-        flavour: Literal["adamw", "lion"] = "adamw",
+        flavour: Literal["adamw", "lion", "shampoo"] = "adamw",
         exact: bool = False,
         optimize_1d: bool = False,
         lr_1d: float = 3e-3,
@@ -46,13 +59,24 @@ class MARS(Optimizer):
         weight_decay_1d: Value = 0.1,
         **engine: Unpack[EngineOptions],
     ) -> None:
-        check_choice("MARS", "flavour", flavour, ("adamw", "lion"))
+        check_choice("MARS", "flavour", flavour, ("adamw", "lion", "shampoo"))
         beta1, beta2 = unpacked(self, "betas", betas, 2)
         oracle = Mars(gamma, beta1, flag(self, "exact", exact))
-        chain: list[Transform] = [ClipTensorNorm(1.0), EMA(beta1, debias=flavour == "adamw")]
-        chain.append(SecondMoment(beta2, eps) if flavour == "adamw" else Sign())
+        chain: list[Transform] = [ClipTensorNorm(1.0)]
+        if flavour == "shampoo":
+            # The sum, 1/(1−β₁) times the average: eps is in its units.
+            sum_of_gradients = HeavyBall(beta1).rename(momentum="beta1")
+            added = number(self, "eps", eps, NONNEGATIVE)
+            chain += [sum_of_gradients, Orthogonalize("ns5", eps=added, eps_on="sum")]
+        else:
+            chain.append(EMA(beta1, debias=flavour == "adamw"))
+            chain.append(SecondMoment(beta2, eps) if flavour == "adamw" else Sign())
         vectors = None
-        if not flag(self, "optimize_1d", optimize_1d):
+        if flag(self, "optimize_1d", optimize_1d) and flavour == "shampoo":
+            raise ValueError(
+                "MARS: optimize_1d = True is not allowed with flavour='shampoo', which has no step for vectors"
+            )
+        if not optimize_1d:
             vectors = self._adamw(lr, lr_1d, betas_1d, weight_decay_1d, eps, exact)
         super().__init__(
             params, *chain, oracle=oracle, lr=lr, weight_decay=weight_decay, vectors=vectors, **engine

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import Unpack
 
-from hasten.checks import check_choice, flag
+from hasten.checks import check_choice, flag, number
 from hasten.engine import EngineOptions, Optimizer
-from hasten.linalg.coefficients import NS5
+from hasten.linalg.coefficients import Coefficients, polar_express, shrunk
 from hasten.optimizers.adam import adamw_sentence
 from hasten.transforms import AlignedSecondMoment, NesterovEMA, Orthogonalize
-from hasten.transforms.orthogonal import Scaling
-from hasten.words import Value
+from hasten.transforms.orthogonal import SCALES, Scaling, check_iteration
+from hasten.words import NONNEGATIVE, Value
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Convention:
     Args:
         lr, weight_decay: of the matrices; decay is decoupled and does not see the factor.
         nesterov: look ahead along the average.
-        backend: the iteration, of five steps.
+        backend: the iteration, of five steps; Dion's has coefficients of its own.
         eps, eps_on: see :class:`~hasten.transforms.Orthogonalize`.
         scale: as there.
         fallback_lr: of all other parameters; None: the same.
@@ -46,9 +46,16 @@ CONVENTIONS = {
     "torch": Convention(1e-3, 0.1, True, "ns5", 1e-7, "floor", "original", 3e-4, 1e-8),
     "jordan": Convention(2e-2, 0.0, True, "ns5", 1e-7, "sum", "original", 3e-4, 1e-10),
     "moonshot": Convention(1e-3, 0.1, True, "ns5", 1e-7, "sum", "match_rms_adamw", None, 1e-8),
-    "dion": Convention(1e-2, 0.01, False, "polar_express", 1e-8, "sum", "rms_to_rms", 3e-4, 1e-8),
+    "dion": Convention(1e-2, 0.01, False, "ns5", 1e-8, "sum", "rms_to_rms", 3e-4, 1e-8),
 }
 """By name: torch.optim.Muon of torch 2.13; Keller Jordan's; Moonlight's; microsoft/dion's of July 2026."""
+
+
+def dion_quintics(steps: int) -> Coefficients:
+    """Polar Express as in Dion's code: room for rounding in every step, and the norm 1.02 times larger before."""
+    first, *others = polar_express(steps, safety=1.02, cushion=0.02)
+    return (shrunk([first, first], 1.02)[0], *others)
+
 
 Named = Literal["torch", "jordan", "moonshot", "dion"]
 
@@ -67,7 +74,7 @@ class Muon(Optimizer):
     ``torch``     1e-3  0.1           ``original``         yes       ``ns5``             3e-4, 1e-8
     ``jordan``    2e-2  0             ``original``         yes       ``ns5``             3e-4, 1e-10
     ``moonshot``  1e-3  0.1           ``match_rms_adamw``  yes       ``ns5``             the same lr, 1e-8
-    ``dion``      1e-2  0.01          ``rms_to_rms``       no        ``polar_express``   3e-4, 1e-8
+    ``dion``      1e-2  0.01          ``rms_to_rms``       no        Polar Express, 5    3e-4, 1e-8
     ============  ====  ============  ===================  ========  ==================  ======================
 
     The momentum is an average in all of them, as torch's; Moonshot's and Dion's codes keep it 1/(1−μ) times larger,
@@ -128,12 +135,17 @@ class Muon(Optimizer):
         check_choice(type(self).__name__, "convention", convention, CONVENTIONS)
         of = CONVENTIONS[convention]
         scaling: Scaling | None = of.scale if scale == "convention" else scale
+        iteration = of.backend if backend is None else backend
+        check_iteration(type(self).__name__, iteration, steps, coefficients)
+        if convention == "dion" and backend is None and coefficients is None:
+            coefficients = dion_quintics(5 if steps is None else steps)
+        check_choice(type(self).__name__, "scale", scaling, SCALES)
         geometry = Orthogonalize(
-            of.backend if backend is None else backend,
+            iteration,
             steps,
             None if coefficients is None else tuple(coefficients),
             scaling,
-            of.eps if eps is None else eps,
+            of.eps if eps is None else number(self, "eps", eps, NONNEGATIVE),
             of.eps_on,
         )
         look_ahead = of.nesterov if nesterov is None else flag(self, "nesterov", nesterov)
@@ -187,9 +199,7 @@ def _counted(optimizer: Muon, state_dict: dict[str, Any]) -> dict[str, Any]:
     momentum, geometry = optimizer.sentence.transforms[:2]
     assert isinstance(momentum, NesterovEMA)
     assert isinstance(geometry, Orthogonalize)
-    quintics = geometry.coefficients or (
-        (NS5,) * (geometry.steps or 5) if geometry.backend == "ns5" else None
-    )
+    quintics = geometry.quintics if geometry.backend in ("ns5", "muon_plus") else None
     own = {
         "nesterov": momentum.nesterov,
         "ns_coefficients": None if quintics is None or len(set(quintics)) > 1 else quintics[0],
@@ -318,6 +328,7 @@ class AdaMuon(Optimizer):
         check_choice("AdaMuon", "variant", variant, ("code", "paper"))
         if beta2 is None:
             beta2 = 0.999 if variant == "code" else momentum
+        check_iteration("AdaMuon", backend, steps, coefficients)
         given = None if coefficients is None else tuple(coefficients)
         geometry = Orthogonalize(backend, steps, given, None, 1e-7, "sum", sign_stabilized=variant == "paper")
         decay = weight_decay if fallback_weight_decay is None else fallback_weight_decay

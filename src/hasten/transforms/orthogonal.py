@@ -6,15 +6,18 @@ out × in·h·w, every piece of a split tensor counts by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from hasten.checks import check_choice
-from hasten.linalg.polar import BACKENDS, orthogonalize
+from hasten.checks import check_choice, number
+from hasten.linalg.coefficients import Coefficients
+from hasten.linalg.polar import BACKENDS, ITERATIONS, orthogonalize
 from hasten.numbers import Names, Number, sqrt
 from hasten.words import NONNEGATIVE, POSITIVE, UNIT, Buffer, Entry, Geometry, Value, hyper
 
@@ -96,49 +99,61 @@ class Orthogonalize(Geometry):
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
-        check_choice(owner, "backend", self.backend, BACKENDS)
+        check_iteration(owner, self.backend, self.steps, self.coefficients)
         check_choice(owner, "scale", self.scale, SCALES)
         check_choice(owner, "eps_on", self.eps_on, ("floor", "sum"))
         for name in ("low_precision", "sign_stabilized"):
             check_choice(owner, name, getattr(self, name), (False, True))
-        steps = self.steps
-        if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
-            raise ValueError(
-                f"{owner}: steps = {steps!r} is not allowed; it must be a whole number, at least 1"
-            )
-        if not isinstance(self.eps, int | float) or not 0 <= self.eps < float("inf"):
-            raise ValueError(f"{owner}: eps = {self.eps!r} is not allowed; it must be a number in [0, inf)")
+        number(self, "eps", self.eps, NONNEGATIVE)
         if self.coefficients is not None:
-            object.__setattr__(self, "coefficients", _quintics(owner, self.coefficients))
-            if self.backend == "svd":
-                raise ValueError(f"{owner}: coefficients are not allowed with backend='svd', which is exact")
-            if steps not in (None, len(self.coefficients)):
-                raise ValueError(
-                    f"{owner}: steps = {steps} is not allowed; there are {len(self.coefficients)} coefficients, "
-                    "one for each step"
-                )
+            quintics = tuple((float(a), float(b), float(c)) for a, b, c in self.coefficients)
+            object.__setattr__(self, "coefficients", quintics)
+
+    @cached_property
+    def quintics(self) -> Coefficients | None:
+        """The coefficients of every step; None for ``"svd"``."""
+        if self.coefficients is not None or self.backend == "svd":
+            return self.coefficients
+        own = ITERATIONS[self.backend]
+        return own.quintics(own.steps if self.steps is None else self.steps)
 
     def direction(self, d: Entry, s: Any, n: Any) -> Entry:
         """Orthogonalised, each matrix by itself."""
         factor = SCALES[self.scale](*d.shape[-2:])
-        x, eps = (torch.sign(d) if self.sign_stabilized else d), self.eps
+        x, eps = d, self.eps
+        if self.sign_stabilized:
+            x = torch.where(torch.isnan(d), d, torch.sign(d))
         if eps > 0 and self.eps_on == "sum":
             norm = torch.linalg.matrix_norm(x, keepdim=True)
             x, eps = x / (norm + eps), 1.0  # of norm at most one; a floor of one leaves it there
-        u = orthogonalize(x, self.backend, self.steps, self.coefficients, self.low_precision, eps=eps)
+        u = orthogonalize(x, self.backend, None, self.quintics, self.low_precision, eps=eps)
         return u if factor == 1.0 else factor * u
 
 
-def _quintics(owner: str, given: Any) -> tuple[tuple[float, float, float], ...]:
-    try:
-        found = tuple((float(a), float(b), float(c)) for a, b, c in given)
-    except (TypeError, ValueError):
-        found = ()
-    if not found:
+def check_iteration(owner: str, backend: Any, steps: Any, coefficients: Any) -> None:
+    """Raise ValueError, in the name of `owner`, unless these say how to orthogonalise."""
+    check_choice(owner, "backend", backend, BACKENDS)
+    whole = isinstance(steps, int) and not isinstance(steps, bool)
+    if steps is not None and not (whole and 1 <= steps <= 100):
         raise ValueError(
-            f"{owner}: coefficients = {given!r} is not allowed; it must hold three numbers (a, b, c) for each step"
+            f"{owner}: steps = {steps!r} is not allowed; it must be a whole number from 1 to 100"
         )
-    return found
+    if coefficients is None:
+        return
+    rows = list(coefficients) if isinstance(coefficients, Iterable) else []
+    if not rows or not all(
+        isinstance(row, Sequence) and len(row) == 3 and all(math.isfinite(x) for x in row) for row in rows
+    ):
+        raise ValueError(
+            f"{owner}: coefficients = {coefficients!r} is not allowed; it must hold three numbers (a, b, c) for each "
+            "step"
+        )
+    if backend == "svd":
+        raise ValueError(f"{owner}: coefficients is not allowed with backend='svd', which is exact")
+    if steps not in (None, len(rows)):
+        raise ValueError(
+            f"{owner}: steps = {steps} is not allowed; it must be the number of coefficients, {len(rows)}"
+        )
 
 
 @dataclass(frozen=True)
