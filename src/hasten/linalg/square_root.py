@@ -41,9 +41,10 @@ def sqrtm(a: Tensor, method: str = "eigh", steps: int | None = None) -> Tensor:
 
     The derivative of A^(1/2) along E is the X of ``S X + X S = E``, solved at the S that was returned: by
     eigenvalues after ``"eigh"``, otherwise by an iteration that runs until it has settled (see
-    :func:`hasten.linalg.lyapunov.lyapunov`). It can be taken any number of times, in reverse and in forward mode,
-    and under ``torch.func``. After ``"pade"``, ``"mpa"`` and ``"mtp"`` it is that of the exact root at S², and not of
-    the approximant. At singular A it is not finite.
+    :func:`hasten.linalg.lyapunov.lyapunov`), which costs several times the root itself. After ``"mpa"`` and
+    ``"mtp"`` it is thus that of the exact root of S², as published. ``"pade"`` is differentiated as it is computed,
+    at a third of the cost. Derivatives can be taken any number of times, in reverse and in forward mode, and under
+    ``torch.func``. At singular A they are not finite.
 
     A matrix with NaN, or with an eigenvalue that is negative beyond rounding, gives NaN with ``"eigh"``; the other
     methods do not notice negative eigenvalues. A zero matrix gives zero.
@@ -136,8 +137,20 @@ def _root(a: Tensor, method: str, steps: int | None, inverse: bool) -> Tensor:
     # Over a power of 4 every matrix is near 1, whatever its unit: squares of its entries neither overflow nor vanish.
     half = torch.round(torch.log2(largest_entry(a.detach())) / 2)
     unit = symmetric(a * torch.exp2(-half) * torch.exp2(-half))
-    root: Tensor = _Root.apply(unit, method, steps, inverse)[0]  # type: ignore[no-untyped-call]
+    root: Tensor
+    if method == "pade":
+        scale = _mean_eigenvalue(unit)
+        root = symmetric(pade(unit / scale.clamp(min=torch.finfo(a.dtype).tiny), inverse))
+        root = root * (scale.rsqrt() if inverse else scale.sqrt())
+    else:
+        root = _Root.apply(unit, method, steps, inverse)[0]  # type: ignore[no-untyped-call]
     return root * torch.exp2(-half if inverse else half)
+
+
+def _mean_eigenvalue(a: Tensor) -> Tensor:
+    mean = a.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] / max(a.shape[-1], 1)
+    norm = torch.linalg.matrix_norm(a, keepdim=True)
+    return torch.maximum(mean, norm / LARGEST[a.dtype])
 
 
 class _Root(torch.autograd.Function):
@@ -147,7 +160,7 @@ class _Root(torch.autograd.Function):
     def forward(a: Tensor, method: str, steps: int | None, inverse: bool) -> tuple[Tensor, Tensor, Tensor]:
         if method == "eigh":
             return _by_eigen(a, inverse)
-        scale = _mean_eigenvalue(a) if method == "pade" else torch.linalg.matrix_norm(a, keepdim=True)
+        scale = torch.linalg.matrix_norm(a, keepdim=True)
         unit = a / scale.clamp(min=torch.finfo(a.dtype).tiny)
         if method == "newton_schulz":
             root = newton_schulz(unit, steps)[inverse]
@@ -187,11 +200,6 @@ def _derivative(ctx: Any, along: Tensor | None) -> Tensor | None:
     square = root @ root
     derivative: Tensor = -square @ lyapunov(root, along, tuple(eigen)) @ square
     return derivative
-
-
-def _mean_eigenvalue(a: Tensor) -> Tensor:
-    mean = a.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] / max(a.shape[-1], 1)
-    return torch.maximum(mean, torch.linalg.matrix_norm(a, keepdim=True) / LARGEST[a.dtype])
 
 
 def newton_schulz(x: Tensor, steps: int | None = None) -> tuple[Tensor, Tensor]:
