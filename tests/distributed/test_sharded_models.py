@@ -21,8 +21,20 @@ sys.path.append(str(Path(__file__).parents[1] / "contract"))
 from entries import ENTRIES, Entry
 
 STEPS = 3
-FEW = ["AdamW", "MARS exact", "Adafactor", "Prodigy", "ScheduleFreeAdamW", "SubspaceNesterov"]
+FEW = [
+    "AdamW",
+    "MARS exact",
+    "Adafactor",
+    "Muon",
+    "Shampoo",
+    "Prodigy",
+    "ScheduleFreeAdamW",
+    "SubspaceNesterov",
+]
 BY_NAME = {entry.name: entry for entry in ENTRIES}
+UNDETERMINED = ("SOAP",)
+"""A gradient of rank 5 with 10 rows leaves half of SOAP's basis to rounding, which sums over workers change: here its
+workers are compared with each other only. Whole matrices against divided ones: test_sharded_structures.py."""
 
 
 def network() -> nn.Sequential:
@@ -92,8 +104,11 @@ def test_training_is_that_of_one_process(teams, world: int, kind: str) -> None:
         expected, _ = train(BY_NAME[name], network(), range(STEPS))
         for rank in range(world):
             for a, b, first in zip(found[rank][name], expected, found[0][name], strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
                 assert torch.equal(a, first), name
+                if not name.startswith(UNDETERMINED):
+                    torch.testing.assert_close(
+                        a, b, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+                    )
 
 
 def evaluated_between(rank: int, world: int) -> tuple[list[Tensor], Tensor]:

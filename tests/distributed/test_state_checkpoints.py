@@ -32,7 +32,17 @@ sys.path.append(str(Path(__file__).parents[1] / "contract"))
 from entries import ENTRIES
 
 BY_NAME = {entry.name: entry for entry in ENTRIES}
-NAMES = ["AdamW cosine", "Adafactor", "ScheduleFreeAdamW", "Prodigy", "MARS", "Nesterov", "SubspaceNesterov"]
+NAMES = [
+    "AdamW cosine",
+    "Adafactor",
+    "Muon",
+    "Shampoo",
+    "ScheduleFreeAdamW",
+    "Prodigy",
+    "MARS",
+    "Nesterov",
+    "SubspaceNesterov",
+]
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
