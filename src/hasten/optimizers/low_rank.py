@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from typing_extensions import Unpack
 
-from hasten.checks import flag, unpacked
+from hasten.checks import check_choice, flag, unpacked
 from hasten.engine import EngineOptions, Optimizer
 from hasten.optimizers.adam import adamw_sentence
 from hasten.transforms import EMA, Orthogonalize, Projected, SecondMoment
-from hasten.transforms.orthogonal import Scaling
+from hasten.transforms.orthogonal import SCALES, Scaling, check_iteration
 from hasten.transforms.projected import check_projection
 from hasten.words import Value
 
@@ -74,6 +74,8 @@ class Trion(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         check_projection("Trion", rank, 1, norm)
+        check_iteration("Trion", backend, steps, coefficients)
+        check_choice("Trion", "scale", scale, SCALES)
         given = None if coefficients is None else tuple(coefficients)
         orthogonal = Orthogonalize(backend, steps, given, scale=None)
         decay = weight_decay if fallback_weight_decay is None else fallback_weight_decay
