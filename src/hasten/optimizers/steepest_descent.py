@@ -7,13 +7,14 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 from typing_extensions import Unpack
 
-from hasten.checks import check_choice, is_zero
+from hasten.checks import check_choice, check_value, is_zero
 from hasten.engine import EngineOptions, Optimizer, Sentence
 from hasten.iterates import Plain
 from hasten.optimizers.layers import MODULAR, Kind, norm_groups
 from hasten.oracles import Backpropagation
 from hasten.transforms import EMA, NORMS, NormGeometry, Scale, WeightDecay
-from hasten.words import Transform, Value
+from hasten.transforms.orthogonal import check_iteration
+from hasten.words import NONNEGATIVE, Hyper, Transform, Value
 
 VECTOR_NORMS = tuple(name for name, norm in NORMS.items() if not norm.matrices)
 
@@ -77,6 +78,8 @@ class SteepestDescent(Optimizer):
         **engine: Unpack[EngineOptions],
     ) -> None:
         check_choice(type(self).__name__, "norm", norm, ("modular", *NORMS))
+        check_choice(type(self).__name__, "mode", mode, ("lmo", "sharp"))
+        check_iteration(type(self).__name__, backend, steps, None)
         if vector_norm is None:
             vector_norm = norm if norm in VECTOR_NORMS else "rms"
         check_choice(type(self).__name__, "vector_norm", vector_norm, VECTOR_NORMS)
@@ -157,6 +160,15 @@ class Scion(SteepestDescent):
         steps: int | None = None,
         **engine: Unpack[EngineOptions],
     ) -> None:
+        for name, value in (
+            ("head", head_radius),
+            ("embedding", embedding_radius),
+            ("vector", vector_radius),
+        ):
+            if value is not None:
+                check_value(
+                    type(self).__name__, f"{name}_radius", value(0) if callable(value) else value, _RADIUS
+                )
         given: dict[Kind, Value | None]
         given = {"head": head_radius, "embedding": embedding_radius, "vector": vector_radius}
         radii = {kind: value for kind, value in given.items() if value is not None}
@@ -175,5 +187,6 @@ class Scion(SteepestDescent):
         self.module = params if isinstance(params, nn.Module) else None
 
 
+_RADIUS = Hyper("radius", 1.0, NONNEGATIVE, "factor on the step")
 SCION = {**MODULAR, "head": "mean_to_max"}
 """Scion's norms by kind of layer."""

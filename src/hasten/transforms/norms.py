@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from hasten.checks import check_choice
-from hasten.linalg.polar import BACKENDS, orthogonalize
+from hasten.linalg.polar import orthogonalize
 from hasten.numbers import Names, Number
+from hasten.transforms.orthogonal import check_iteration
 from hasten.words import NONNEGATIVE, Entry, Geometry, Value, hyper
 
 Polar: TypeAlias = "Callable[[Tensor], Tensor]"
@@ -335,7 +336,7 @@ class NormGeometry(Geometry):
         owner = type(self).__name__
         check_choice(owner, "norm", self.norm, NORMS)
         check_choice(owner, "mode", self.mode, ("lmo", "sharp"))
-        check_choice(owner, "backend", self.backend, BACKENDS)
+        check_iteration(owner, self.backend, self.steps, None)
         if not NORMS[self.norm].matrices:  # each instance has its own grain
             entrywise = self.norm == "max_entry" and self.mode == "lmo"
             object.__setattr__(self, "grain", "element" if entrywise else "tensor")
