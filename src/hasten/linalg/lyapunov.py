@@ -81,8 +81,8 @@ class _Lyapunov(torch.autograd.Function):
         return lyapunov(s, g, (values, vectors)), 0
 
 
-def by_sign(s: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """X by the iteration, and which matrices it has settled, [..., 1, 1]."""
+def by_sign(s: Tensor, g: Tensor, steps: int = LYAPUNOV_STEPS) -> tuple[Tensor, Tensor]:
+    """X by the iteration for symmetric G, and which matrices it has settled, [..., 1, 1]."""
     one = identity(s)
     tolerance = max(torch.finfo(s.dtype).eps ** 0.5, s.shape[-1] * torch.finfo(s.dtype).eps)
     entry = largest_entry(s)
@@ -90,7 +90,7 @@ def by_sign(s: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.linalg.matrix_norm(b @ b, keepdim=True).sqrt().clamp(min=torch.finfo(s.dtype).tiny)
     b, c = b / scale, c / scale
     settled = scale.new_zeros(scale.shape, dtype=torch.bool)
-    for _ in range(LYAPUNOV_STEPS):
+    for _ in range(steps):
         settled = torch.linalg.matrix_norm(b - one, keepdim=True) < tolerance
         product = b @ c
         # CB² + B²C - BCB is W + Wᵀ with W = B (BC - CB/2), since C is symmetric.
