@@ -48,10 +48,10 @@ def norm_groups(
 
     Example:
         >>> import torch
-        >>> from hasten.optimizers.layers import norm_groups
+        REMOVE
         >>> embedding, linear = torch.nn.Embedding(10, 4), torch.nn.Linear
         >>> model = torch.nn.Sequential(embedding, linear(4, 8), torch.nn.ReLU(), linear(8, 10, bias=False))
-        >>> for group in norm_groups(model):
+        >>> for group in hasten.norm_groups(model):
         ...     print(group["norm"], *(name for name, _ in group["params"]))
         embedding 0.weight
         rms_to_rms 1.weight

@@ -36,7 +36,7 @@ class SteepestDescent(Optimizer):
         lr: length of a step, in units of the radius; or 1/sharpness with ``mode="sharp"``.
         momentum: decay of the average of gradients; 0: none is kept.
         norm: of matrices: a name in :data:`hasten.transforms.NORMS`, which all have, embeddings and heads too; or
-            ``"modular"``: of every layer the one that suits it, see :func:`~hasten.optimizers.layers.norm_groups`.
+            ``"modular"``: of every layer the one that suits it, see :func:`~hasten.norm_groups`.
         vector_norm: of parameters with fewer than two dimensions; None: `norm` where that is one for any tensor,
             ``"rms"`` otherwise.
         weight_decay: decoupled.
@@ -124,7 +124,7 @@ class Scion(SteepestDescent):
     the balls; neither is done here.
 
     Args:
-        params: a module, where kinds of layers are found (:func:`~hasten.optimizers.layers.norm_groups` takes other
+        params: a module, where kinds of layers are found (:func:`~hasten.norm_groups` takes other
             wishes); or groups, each with its `norm` and `radius`; or parameters: matrices are hidden ones.
         lr: length of a step, in units of the radius.
         momentum: decay of the average of gradients.

@@ -367,6 +367,12 @@ class FrobeniusLMO(Geometry):
         >>> from hasten.transforms.norms import FrobeniusLMO
         >>> w = torch.ones(8, 8, requires_grad=True)
         >>> auon = hasten.Optimizer([w], EMA(0.95), FrobeniusLMO(gamma=1.5, raw=True), lr=0.24)
+
+        Its hybrid takes one step of Newton and Schulz first:
+
+        >>> from hasten.transforms import Orthogonalize
+        >>> chain = (EMA(0.95), Orthogonalize("ns5", steps=1), FrobeniusLMO(gamma=1.0))
+        >>> hybrid = hasten.Optimizer([w], *chain, lr=0.24)
     """
 
     gamma: Value = hyper(0.0, NONNEGATIVE, "γ, sharpness of the hyperbolic cosine; 0: none")
