@@ -47,8 +47,7 @@ def norm_groups(
         ValueError: an unknown kind or norm, or a pattern that fits no parameter.
 
     Example:
-        >>> import torch
-        REMOVE
+        >>> import torch, hasten
         >>> embedding, linear = torch.nn.Embedding(10, 4), torch.nn.Linear
         >>> model = torch.nn.Sequential(embedding, linear(4, 8), torch.nn.ReLU(), linear(8, 10, bias=False))
         >>> for group in hasten.norm_groups(model):
