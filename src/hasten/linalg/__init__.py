@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hasten.linalg.inverse_root import inv_root
+from hasten.linalg.polar import polar
 
 if TYPE_CHECKING:
     from hasten.linalg.square_root import inv_sqrtm, sqrtm
 
-__all__ = ["inv_root", "inv_sqrtm", "sqrtm"]
+__all__ = ["inv_root", "inv_sqrtm", "polar", "sqrtm"]
 
 _LATER = ("inv_sqrtm", "sqrtm")
 """Optimizers do not need square roots: they are imported when they are first asked for."""

@@ -48,17 +48,18 @@ def newton_schulz(
         dtype: of the iteration; None: that of `x`.
 
     Returns:
-        [k, m, n] in the dtype of the iteration. A zero matrix gives zero; one with a NaN or an infinity gives NaN.
+        [k, m, n] in the dtype of `x`. A zero matrix gives zero; one with a NaN or an infinity gives NaN.
     """
-    settings = (quintics, norm, margin, eps, dtype or x.dtype)
-    x = x.detach()
+    x, settings = x.detach(), (quintics, norm, margin, eps, dtype or x.dtype)
     if not x.numel():
-        return x.to(settings[-1], copy=True)
-    if x.device.type == "cpu" and x[0].numel() >= SMALL:
-        # One after another: stacks of products are not faster there, copy what is stored transposed, and need memory.
-        each = [_iterated(one, *settings) for one in x]
-        return each[0].unsqueeze(0) if len(each) == 1 else torch.stack(each)
-    return _iterated(x, *settings)
+        return x.clone()
+    if x.device.type != "cpu" or x[0].numel() < SMALL:
+        return _iterated(x, *settings).to(x.dtype)
+    # One after another: stacks of products are not faster there, copy what is stored transposed, and need memory.
+    found = torch.empty_like(x)
+    for one, place in zip(x, found, strict=True):
+        place.copy_(_iterated(one, *settings))
+    return found
 
 
 def _iterated(
