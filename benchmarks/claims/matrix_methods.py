@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
+RATES = (0.5, 1.0, 2.0, 4.0)
 """Multiples of a method's customary learning rate that tuning tries."""
 
 
@@ -15,24 +15,40 @@ class Method:
     Attributes:
         name: in tables.
         entrant: as the race reads it, with ``{lr}`` in the place of the learning rate.
-        rate: the middle of the grid of learning rates.
+        rate: the learning rate that the multiples are of.
         expected: the fraction of AdamW's steps that is claimed, if there is a claim.
-        tuned: whether the learning rate is searched for.
+        borrows: the method whose tuned learning rate it takes untouched; empty if it is tuned itself.
     """
 
     name: str
     entrant: str
     rate: float
     expected: float | None = None
-    tuned: bool = True
+    borrows: str = ""
 
     def at(self, multiple: float) -> str:
         """The entrant at a multiple of the customary learning rate."""
         return self.entrant.replace("{lr}", f"{multiple * self.rate:g}")
 
 
-ADAMW = Method("AdamW", "AdamW(lr={lr})", 2e-3)
+ADAMW = Method("AdamW", "AdamW(lr={lr})", 1e-3)
+ADAMUON = "AdaMuon(lr={lr})"
 METHODS = (
     ADAMW,
     Method("Muon", "Muon(lr={lr})", 4e-3, 0.6),
+    Method("SOAP", "SOAP(lr={lr})", 2e-3, 0.6),
+    Method("AdaMuon", ADAMUON, 1e-3),
+    Method("AdaMuon at AdamW's learning rate", ADAMUON, 1e-3, 1.0, borrows="AdamW"),
+    Method("Muon, Polar Express", "Muon(lr={lr}, backend='polar_express')", 4e-3),
+    Method("Turbo-Muon", "TurboMuon(lr={lr})", 4e-3),
+    Method("Schedule-Free Muon", "ScheduleFreeMuon(lr={lr})", 4e-3),
+    Method("AdEMAMix-Muon", "AdEMAMixMuon(lr={lr})", 2e-3),
+    Method("MARS-Muon", "MARSMuon(lr={lr})", 4e-3),
+    Method("Shampoo, Adam grafting", "Shampoo(lr={lr})", 2e-3),
+    Method("Scion", "Scion(lr={lr})", 1e-4),
+    Method("Trion, r = n/4", "Trion(lr={lr}, rank=0.25)", 1e-2),
+    Method("DCT-AdamW, r = n/4", "DCTAdamW(lr={lr}, rank=0.25)", 1e-3),
+    Method("Lion", "Lion(lr={lr})", 1e-4),
+    Method("Schedule-Free AdamW", "ScheduleFreeAdamW(lr={lr})", 2e-3),
+    Method("AdEMAMix", "AdEMAMix(lr={lr})", 5e-4),
 )

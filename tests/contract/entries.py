@@ -36,6 +36,9 @@ class Entry:
 # Values at which every term of the formula counts within a few steps; an optimizer that is not named here is tested at
 # its defaults.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "ScheduleFreeMuon": {"lr": 0.01, "warmup_steps": 3, "weight_decay": 0.1},
+    "AdEMAMixMuon": {"lr": 0.01, "betas": (0.9, 0.99), "alpha": 5.0, "weight_decay": 0.1},
+    "MARSMuon": {"lr": 0.01, "weight_decay": 0.1},
     "SGD": {"lr": 0.05, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.01},
     "HeavyBall": {"lr": 0.05, "weight_decay": 0.01},
     "Nesterov": {"lr": 0.05, "weight_decay": 0.01},

@@ -26,7 +26,7 @@ traceable = pytest.mark.parametrize(
 
 ROUNDED = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Where a formula holds exp or a sum over a tensor, the order of operations may differ in the last bits."""
-NOT_BITWISE = {"DiffGrad", "MARS", "MARS lion", "MARS exact", "MARS shampoo", "ClipNorm first", "Prodigy"}
+NOT_BITWISE = {"DiffGrad", "MARS", "MARS lion", "MARS exact", "MARS shampoo", "MARSMuon", "ClipNorm first", "Prodigy"}
 
 
 def nudge(opt, k):

@@ -2,6 +2,7 @@
 
 from hasten.engine import Optimizer
 from hasten.optimizers.accelerated import AcceleratedSGD, MaSS, StochasticNesterov, TripleMomentum
+from hasten.optimizers.accelerated_muon import AdEMAMixMuon, MARSMuon, ScheduleFreeMuon
 from hasten.optimizers.adafactor import Adafactor
 from hasten.optimizers.adam import (
     AdaBound,
@@ -46,7 +47,7 @@ CATALOGUE: dict[str, type[Optimizer]] = {
         *(SteepestDescent, Scion),
         *(SubspaceNesterov, SubspaceGradientDescent),
         *(Trion, DCTAdamW),
-        *(Muon, TurboMuon, AdaMuon),
+        *(Muon, TurboMuon, AdaMuon, ScheduleFreeMuon, AdEMAMixMuon, MARSMuon),
         *(SOAP, Shampoo),
     )
 }
@@ -62,6 +63,7 @@ __all__ = [
     "AMSGrad",
     "AcceleratedSGD",
     "AdEMAMix",
+    "AdEMAMixMuon",
     "AdaBound",
     "AdaMax",
     "AdaMuon",
@@ -72,6 +74,7 @@ __all__ = [
     "DiffGrad",
     "HeavyBall",
     "Lion",
+    "MARSMuon",
     "MaSS",
     "Muon",
     "NAdamW",
@@ -80,6 +83,7 @@ __all__ = [
     "QHAdam",
     "RAdam",
     "ScheduleFreeAdamW",
+    "ScheduleFreeMuon",
     "ScheduleFreeSGD",
     "Scion",
     "Shampoo",

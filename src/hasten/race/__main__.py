@@ -16,4 +16,6 @@ if __name__ == "__main__":
             raise
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(int(end.code or 0))  # torch's threads for messages may abort a process that unwinds around them
+        os._exit(
+            int(end.code or 0)
+        )  # torch's threads for messages may abort a process that unwinds around them

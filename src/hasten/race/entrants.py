@@ -22,6 +22,8 @@ from hasten.race.known import SUBSPACE, by_formula, named_sketch
 from hasten.race.reading import read_calls
 from hasten.race.recommended import recommended, resolved
 
+UNITS = frozenset({"convention", "scale"})
+"""Arguments with which a recommended learning rate means something else."""
 SCHEDULES = ("constant", "linear", "cosine")
 EXAMPLE = "AdamW,Lion(lr=3e-4)"
 
@@ -219,7 +221,9 @@ def settle(
         raise RaceError(f"{entrant.label}: {one_line(error)}") from error
     if formula is not None:
         return Contender(entrant.label, entrant.name, {**formula, **given}, "", schedule, float(warmup))
-    options = {} if setting.lr is None else {"lr": setting.lr}
+    # Another scale of the steps is another unit of the learning rate.
+    own_unit = "lr" not in given and bool(UNITS & given.keys())
+    options = {} if setting.lr is None or own_unit else {"lr": setting.lr}
     accepted = inspect.signature(kind).parameters
     for key, value in setting.options.items():
         if key in accepted:

@@ -111,6 +111,17 @@ LEARNING_RATES: dict[str, tuple[float | None, ...]] = {
     "MARS":               (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
     "Prodigy":            (1e0,    1e0,    1e0,      1e0,           1e0),
     "Adafactor":          (1e-2,   1e-2,   3e-2,     3e-2,          3e-2),
+    "Muon":               (8e-3,   4e-3,   3e-2,     3e-2,          3e-2),
+    "TurboMuon":          (8e-3,   4e-3,   3e-2,     3e-2,          3e-2),
+    "AdaMuon":            (4e-3,   4e-3,   3e-2,     3e-2,          3e-2),
+    "ScheduleFreeMuon":   (8e-3,   4e-3,   3e-2,     3e-2,          3e-2),
+    "AdEMAMixMuon":       (4e-3,   2e-3,   3e-2,     3e-2,          3e-2),
+    "MARSMuon":           (8e-3,   4e-3,   3e-2,     3e-2,          3e-2),
+    "SOAP":               (4e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "Shampoo":            (3e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "Trion":              (2e-2,   2e-2,   2e-2,     2e-2,          2e-2),
+    "DCTAdamW":           (2e-3,   3e-3,   3e-2,     3e-2,          3e-2),
+    "Scion":              (2e-4,   2e-4,   None,     None,          None),
 }  # fmt: skip
 
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
@@ -133,11 +144,25 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
         "weight_decay": 2.0,
     },
     ("Lion", "lm"): {"betas": (0.9, 0.99), "weight_decay": 0.3},
+    # One learning rate, at AdamW's scale, for matrices and the rest.
+    ("Muon", "lm"): {"convention": "moonshot", "fallback_betas": (0.9, 0.99)},
+    ("TurboMuon", "lm"): {"convention": "moonshot", "fallback_betas": (0.9, 0.99)},
+    ("Muon", "digits"): {"convention": "moonshot"},
+    ("TurboMuon", "digits"): {"convention": "moonshot"},
+    ("AdaMuon", "lm"): {"weight_decay": 0.1, "fallback_betas": (0.9, 0.99)},
+    ("ScheduleFreeMuon", "lm"): {"weight_decay": 0.1, "fallback_beta2": 0.99, "warmup_steps": OfRun(0.1)},
+    ("AdEMAMixMuon", "lm"): {"betas": (0.95, WindowOfRun(0.1)), "fallback_beta2": 0.99},
+    ("MARSMuon", "lm"): {"fallback_betas": (0.9, 0.99)},
+    ("SOAP", "lm"): {"weight_decay": 0.1, "fallback_betas": (0.9, 0.99)},
+    ("Shampoo", "lm"): {"betas": (0.9, 0.99), "graft_beta2": 0.99, "weight_decay": 0.1},
+    ("Trion", "lm"): {"weight_decay": 0.1, "fallback_lr": 2e-3, "fallback_betas": (0.9, 0.99)},
+    ("Trion", "digits"): {"fallback_lr": 3e-3},
+    ("DCTAdamW", "lm"): {"betas": (0.9, 0.99), "weight_decay": 0.1},
     ("MARS", "lm"): {"betas": (0.95, 0.99), "weight_decay": 0.1},
 }
 
 # Averaging the iterates is Schedule-Free's schedule, and Prodigy finds its own step.
-CONSTANT = frozenset({"ScheduleFreeSGD", "ScheduleFreeAdamW"})
+CONSTANT = frozenset({"ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeMuon"})
 STOCHASTIC_NETWORKS = frozenset({"lm", "digits"})
 
 
