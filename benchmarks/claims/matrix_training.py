@@ -166,9 +166,7 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
             results = [study(found, ledger) for found in studies]
     checks = []
     for found, own in zip(studies, results, strict=True):
-        for result in own:
-            if result.method.expected is not None:
-                checks.append(_check(found, result))
+        checks += [_check(found, result) for result in own if result.method.expected is not None]
     return Claim(
         NAME,
         "Steps to AdamW's loss with matrix geometry",
