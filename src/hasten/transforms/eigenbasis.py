@@ -137,17 +137,20 @@ class EigenbasisSecondMoment(Geometry):
             if self.prepare:
                 s.exp_avg_sq = s.exp_avg_sq
                 return d
-        left, right = s.left_basis, s.right_basis
-        g = rotated(s.grad, left, right)
-        s.exp_avg_sq = torch.mul(s.exp_avg_sq, n.beta).addcmul_(g, g, value=n.weight)
-        u = self._momentum(g if d is s.grad else rotated(d, left, right), s, n)
-        u = torch.div(u, s.exp_avg_sq.sqrt().mul_(n.over_root).add_(n.eps))
-        u = rotated_back(u, left, right)
+        u = rotated_back(self._scaled(d, s, n), s.left_basis, s.right_basis)
         if not n.first:
             self._follow(s, n)
         if n.refresh:
-            self._refresh(s, left, right)
+            self._refresh(s)
         return u
+
+    def _scaled(self, d: Tensor, s: Any, n: Any) -> Tensor:
+        """The rotated direction in Adam's metric."""
+        g = rotated(s.grad, s.left_basis, s.right_basis)
+        s.exp_avg_sq = torch.mul(s.exp_avg_sq, n.beta).addcmul_(g, g, value=n.weight)
+        u = self._momentum(g if d is s.grad else rotated(d, s.left_basis, s.right_basis), s, n)
+        scale: Tensor = s.exp_avg_sq.sqrt().mul_(n.over_root).add_(n.eps)
+        return torch.div(u, scale, out=scale)
 
     def _momentum(self, d: Tensor, s: Any, n: Any) -> Tensor:
         """What happens to the rotated direction before it is divided."""
@@ -168,14 +171,17 @@ class EigenbasisSecondMoment(Geometry):
 
     def _follow(self, s: Any, n: Any) -> None:
         """The factors with this step's gradient."""
+        w = n.factor_weight
         if s.left_basis.numel():
-            s.left_factor = torch.lerp(s.left_factor, symmetric_product(s.grad, s.grad.mT), n.factor_weight)
+            product = symmetric_product(s.grad, s.grad.mT)
+            s.left_factor = product.mul_(w).add_(s.left_factor, alpha=1 - w)
         if s.right_basis.numel():
-            s.right_factor = torch.lerp(s.right_factor, symmetric_product(s.grad.mT, s.grad), n.factor_weight)
+            product = symmetric_product(s.grad.mT, s.grad)
+            s.right_factor = product.mul_(w).add_(s.right_factor, alpha=1 - w)
 
-    def _refresh(self, s: Any, left: Tensor, right: Tensor) -> None:
+    def _refresh(self, s: Any) -> None:
         """One step of orthogonal iteration on both sides."""
-        v = s.exp_avg_sq
+        left, right, v = s.left_basis, s.right_basis, s.exp_avg_sq
         if left.numel():
             s.left_basis, order = orthogonal_iteration(s.left_factor, left)
             v = v.gather(-2, order.unsqueeze(-1).expand_as(v))
@@ -270,6 +276,6 @@ def orthogonal_iteration(a: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """
     image = a @ basis
     order = (basis * image).sum(-2).argsort(dim=-1, descending=True, stable=True)
-    # torch.linalg.qr would also make R, in a fifth of its time.
-    reflectors, scales = torch.geqrf(image.gather(-1, order.unsqueeze(-2).expand_as(image)))
-    return torch.linalg.householder_product(reflectors, scales), order
+    image = image.gather(-1, order.unsqueeze(-2).expand_as(image))
+    image, scales = torch.geqrf(image)  # torch.linalg.qr would also make R, in a fifth of its time
+    return torch.linalg.householder_product(image, scales), order
