@@ -102,9 +102,7 @@ def _checked_groups(optimizer: ParameterGroups, state_dict: dict[str, Any]) -> l
     return found
 
 
-def _check_state(
-    optimizer: ParameterGroups, p: Tensor, saved: dict[str, Any], group: dict[str, Any]
-) -> None:
+def _check_state(optimizer: ParameterGroups, p: Tensor, saved: dict[str, Any], group: dict[str, Any]) -> None:
     """Raise ValueError unless the saved tensors are those the optimizer keeps for this parameter."""
     if not saved:
         return

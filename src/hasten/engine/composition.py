@@ -319,7 +319,8 @@ class Composition:
                 flow.decay = n.weight_decay
             elif isinstance(part, Transform):
                 flow.direction = part.direction(d, s, n)
-                flow.grad = flow.direction if self.leads(i) else flow.grad
+                if self.leads(i):
+                    flow.grad = flow.direction
             elif isinstance(part, Iterate):
                 moved = part.move(d, s, n) if flow.decay is None else part.move_decayed(d, flow.decay, s, n)
                 flow.writes["param"] = moved

@@ -10,6 +10,7 @@ import torch
 
 from hasten.engine.composition import Composition, Place
 from hasten.engine.parameters import ParameterGroups
+from hasten.engine.structure import KEYS
 from hasten.schedules import Schedule
 
 
@@ -43,6 +44,8 @@ class Description:
     """The parts for parameters with fewer than two dimensions, where they have a sentence of their own."""
     roles: dict[str, tuple[PartDescription, ...]] = field(default_factory=dict)
     """The parts of the sentences that parameter groups name, where they name any."""
+    matrices: bool = False
+    """Whether the parts work on matrices."""
     overrides: tuple[str, ...] = ()
     """What the other parameter groups have instead, a line each."""
 
@@ -52,7 +55,9 @@ class Description:
             lines += part.lines()
         lines.append(f"  state     {self.floats_per_parameter:g} floats per parameter")
         if self.vectors:
-            lines.append("  parameters with fewer than two dimensions:")
+            lines.append(
+                "  all other parameters:" if self.matrices else "  parameters with fewer than two dimensions:"
+            )
             lines += [f"  {line}" for part in self.vectors for line in part.lines()]
         for role, parts in self.roles.items():
             lines.append(f"  {role}:")
@@ -88,14 +93,20 @@ def describe(optimizer: ParameterGroups) -> Description:
         optimizer.source,
         _parts(first, group),
         floats_per_parameter(first),
-        _parts(optimizer.others, group) if optimizer.others is not None else (),
+        _parts(optimizer.others, _group_of_others(optimizer)) if optimizer.others is not None else (),
         {f"{optimizer.role_key} {r!r}": _parts(optimizer.roles[r], own) for r, own in named.items()},
+        first.grain == "matrix",
         tuple(_overrides(optimizer)),
     )
 
 
 def _parts(composition: Composition, group: dict[str, Any]) -> tuple[PartDescription, ...]:
     return tuple(_part(composition, i, group) for i in range(len(composition.parts)))
+
+
+def _group_of_others(optimizer: ParameterGroups) -> dict[str, Any]:
+    groups = optimizer.param_groups
+    return next((group for group in groups if group.get("matrices") is False), groups[0])
 
 
 def _overrides(optimizer: ParameterGroups) -> Iterator[str]:
@@ -105,6 +116,7 @@ def _overrides(optimizer: ParameterGroups) -> Iterator[str]:
             place for place in optimizer.places.values() if _value(group, place) != _value(first, place)
         ]
         differing = [f"{place}={_short(_value(group, place))}" for place in places]
+        differing = [*(f"{key}={group[key]!r}" for key in KEYS if group.get(key) is not None), *differing]
         if group.get(optimizer.role_key) is not None:
             differing = [f"{optimizer.role_key}={group[optimizer.role_key]!r}", *differing]
         yield f"group {number}: " + ", ".join([f"{len(group['params'])} parameters", *differing])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 
-from hasten.engine.flow import Flow
+from hasten.engine.flow import Flow, Later
 from hasten.engine.fused import Extras, run_pass
 from hasten.engine.matrix import Converted, compute_dtype, store
 from hasten.engine.parameters import ParameterGroups
@@ -91,7 +92,9 @@ def _led(
         own = {name: [of[m] for m in members] for name, of in made.items()}
         run_pass(optimizer, bucket, members, lead, "lead", numbers[members[0]], extras, own)
     directions = made["direction"]
-    return {m: Flow(directions[m], made.get("gradient", directions)[m]) for m in numbers}
+    if "gradient" in made or bucket.segments.leads:
+        return {m: Flow(directions[m], made.get("gradient", directions)[m]) for m in numbers}
+    return {m: Flow(directions[m], Later(partial(entries[m].__getitem__, "grad"))) for m in numbers}
 
 
 def _finish(
@@ -99,11 +102,10 @@ def _finish(
 ) -> None:
     """The fused pass that comes last."""
     for members in _in_common(numbers):
-        made = {
-            "direction": [flows[m].direction for m in members],
-            "gradient": [flows[m].grad for m in members],
-        }
         finish = bucket.segments.finish
+        made = {
+            name: [getattr(flows[m], MADE[name]) for m in members] for name in finish.inputs if name in MADE
+        }
         run_pass(optimizer, bucket, members, finish, "finish", numbers[members[0]], extras, made)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from hasten.engine.composition import Composition
-from hasten.engine.flow import Flow
+from hasten.engine.flow import Flow, Later
 from hasten.engine.structure import Structure
 
 Entries: TypeAlias = "Mapping[str, Tensor]"
@@ -51,7 +52,7 @@ def through(
     Raises:
         ValueError: a part makes something of another shape than it should; names both.
     """
-    shape, stack = flow.direction.shape[1:], _Stack(entries)
+    shape, stack = flow.direction.shape[1:], Stack(entries)
     flow.writes = {}
     for i in composition.together:
         if (stop is not None and i > stop) or (last is not None and i > last):
@@ -63,6 +64,10 @@ def through(
             composition.follow(flow, stack, numbers, range(i, i + 1), stop)
             _check_made(composition, i, flow, before, shape)
     return flow
+
+
+def _piece(structure: Structure, flow: Flow, piece: int) -> Tensor:
+    return structure.pieces(flow.grad)[piece]
 
 
 def _check_made(composition: Composition, i: int, flow: Flow, before: Tensor, shape: torch.Size) -> None:
@@ -80,7 +85,9 @@ def _check_made(composition: Composition, i: int, flow: Flow, before: Tensor, sh
             )
     if flow.direction.dtype is not before.dtype:  # fused passes read it as what the arithmetic is in
         changed = flow.direction.to(before.dtype)
-        flow.direction, flow.grad = changed, changed if flow.grad is flow.direction else flow.grad
+        if not flow.apart:
+            flow.grad = changed
+        flow.direction = changed
 
 
 def _through_matrices(
@@ -88,7 +95,7 @@ def _through_matrices(
     structure: Structure,
     shape: torch.Size,
     flow: Flow,
-    stack: _Stack,
+    stack: Stack,
     numbers: Any,
     i: int,
     stop: int | None,
@@ -96,11 +103,10 @@ def _through_matrices(
     """One part of matrix grain, on one stack of matrices after another."""
     likes = {s.name: s.buffer.shape for s in composition.slots if s.part == i and s.buffer.shape is not None}
     directions = structure.pieces(flow.direction)
-    apart = flow.grad is not flow.direction
-    grads = structure.pieces(flow.grad) if apart else directions
     parts: list[Flow] = []
-    for piece, (d, g) in enumerate(zip(directions, grads, strict=True)):
-        part = Flow(d, g, flow.decay)
+    for piece, d in enumerate(directions):
+        grad = Later(partial(_piece, structure, flow, piece)) if flow.apart else d
+        part = Flow(d, grad, flow.decay)
         pieces = _Pieces(stack, structure, likes, shape, piece)
         composition.follow(part, pieces, numbers, range(i, i + 1), stop)
         _check_made(composition, i, part, d, d.shape[1:])
@@ -121,13 +127,14 @@ def _through_matrices(
     flow.asked |= parts[0].asked
 
 
-class _Stack:
+class Stack:
     """Entries of several tensors, stacked when they are read."""
 
     def __init__(self, entries: Sequence[Any]) -> None:
         self.entries = entries
 
     def each(self, name: str) -> list[Tensor]:
+        """One after another."""
         return [own[name] for own in self.entries]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -138,7 +145,7 @@ class _Pieces:
     """Entries of one stack of matrices, taken out of their tensors when they are read."""
 
     def __init__(
-        self, stack: _Stack, structure: Structure, likes: Mapping[str, Any], shape: torch.Size, piece: int
+        self, stack: Stack, structure: Structure, likes: Mapping[str, Any], shape: torch.Size, piece: int
     ) -> None:
         self.stack, self.structure, self.likes, self.shape, self.piece = stack, structure, likes, shape, piece
 
@@ -179,22 +186,18 @@ def together_with(flows: Sequence[Flow]) -> Flow:
     """The flows of tensors of one shape, stacked."""
     first = flows[0]
     direction = _stacked([flow.direction for flow in flows])
-    apart = first.grad is not first.direction
-    return Flow(direction, _stacked([flow.grad for flow in flows]) if apart else direction, first.decay)
+    grad = Later(lambda: _stacked([flow.grad for flow in flows])) if first.apart else direction
+    return Flow(direction, grad, first.decay)
 
 
 def one_of(flow: Flow, member: int) -> Flow:
     """The flow of one of the stacked tensors."""
-    apart = flow.grad is not flow.direction
     direction = flow.direction[member]
-    return Flow(
-        direction,
-        flow.grad[member] if apart else direction,
-        flow.decay,
-        {name: value[member] for name, value in flow.writes.items()},
-        dict(flow.terms),
-        flow.asked,
-    )
+    writes = {name: value[member] for name, value in flow.writes.items()}
+    grad = Later(lambda: flow.grad[member]) if flow.apart else direction
+    found = Flow(direction, grad, flow.decay, writes, dict(flow.terms))
+    found.asked = flow.asked
+    return found
 
 
 LOT = {"cpu": 2**20, "elsewhere": 2**24}

@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from hasten.engine.divided import run_divided
-from hasten.engine.flow import Flow
+from hasten.engine.flow import Flow, Later
 from hasten.engine.fused import Extras, run_pass
-from hasten.engine.matrix import Converted, alike, compute_dtype, follow_all, store, through, together_with
+from hasten.engine.matrix import (
+    Converted,
+    Stack,
+    alike,
+    compute_dtype,
+    follow_all,
+    store,
+    through,
+    together_with,
+)
 from hasten.engine.parameters import ParameterGroups
 from hasten.engine.plan import Bucket
 from hasten.engine.segments import MADE
@@ -55,8 +64,9 @@ def _run_stack(
         for j, tensors in enumerate(own):
             store(tensors[name], value[j], None)
     if last is None:
-        made = {"direction": list(flow.direction), "gradient": list(flow.grad)}
-        run_pass(optimizer, bucket, members, bucket.segments.finish, "finish", numbers, extras, made)
+        finish = bucket.segments.finish
+        made = {name: list(getattr(flow, MADE[name])) for name in finish.inputs if name in MADE}
+        run_pass(optimizer, bucket, members, finish, "finish", numbers, extras, made)
 
 
 def _led(
@@ -79,7 +89,11 @@ def _led(
     }
     apart = {name: list(stack) for name, stack in made.items()}
     run_pass(optimizer, bucket, members, lead, "lead", numbers, extras, apart)
-    return Flow(made["direction"], made.get("gradient", made["direction"]))
+    if "gradient" in made:
+        return Flow(made["direction"], made["gradient"])
+    if bucket.segments.leads:
+        return Flow(made["direction"], made["direction"])
+    return Flow(made["direction"], Later(lambda: Stack(entries)["grad"]))
 
 
 def _measure(

@@ -65,8 +65,13 @@ class Segments:
     def _led(self, entries: Any, numbers: Any) -> dict[str, Any]:
         flow = self.composition.start(entries)
         self.composition.follow(flow, entries, numbers, self.before)
-        apart = {} if flow.grad is flow.direction else {"gradient": flow.grad}
-        return {**flow.writes, "direction": flow.direction, **apart}
+        made = {} if flow.grad is flow.direction or flow.grad is entries["grad"] else {"gradient": flow.grad}
+        return {**flow.writes, "direction": flow.direction, **made}
+
+    @cached_property
+    def leads(self) -> bool:
+        """Whether the direction counts as the gradient after the pass before."""
+        return self.composition.leads(len(self.before) - 1)
 
     @cached_property
     def asks_gradient(self) -> bool:
@@ -82,5 +87,5 @@ class Segments:
         return flow.writes
 
 
-MADE = ("direction", "gradient")
-"""What the pass before makes for the parts that follow."""
+MADE = {"direction": "direction", "gradient": "grad"}
+"""What the pass before makes for the parts that follow, and its name in the flow."""

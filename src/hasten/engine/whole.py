@@ -202,7 +202,7 @@ class Whole:
         keys = [(id(numbers[m]), m if stop is not None else 0) for m in members]
         for lot in alike([self.shapes[m] for m in members], keys, torch.device(self.owners.device).type):
             own = [members[i] for i in lot]
-            starts, apart = [], visit.flows[own[0]].grad is not visit.flows[own[0]].direction
+            starts, apart = [], visit.flows[own[0]].apart
             for m in own:
                 d = given[m]["direction"]
                 starts.append(Flow(d, given[m].get("grad", d), visit.flows[m].decay))
@@ -259,11 +259,11 @@ class Whole:
             entries[slot.name] = torch.full(composition.kept_shape(slot, shape), 0.5)
         flow = composition.start(entries)
         composition.follow(flow, entries, numbers, range(self.first))
-        apart, flow = flow.grad is not flow.direction, together_with([flow])
+        apart, flow = flow.apart, together_with([flow])
         before = flow.grad
         flow.asked = set()
         flow = through(composition, PLAIN, flow, [entries], numbers, stop, last)
-        follows = flow.grad is flow.direction
+        follows = not flow.apart
         gathered = [
             "direction",
             *(["grad"] if apart and "grad" in flow.asked else []),
