@@ -21,6 +21,7 @@ from hasten import (
     distributed,
     equivalence,
     iterates,
+    linalg,
     oracles,
     problems,
     sketches,
@@ -41,6 +42,7 @@ ROOMS = {
     "solvers": solvers,
     "problems": problems,
     "distributed": distributed,
+    "linalg": linalg,
 }
 WORDS = {
     "oracle": oracles,
@@ -261,6 +263,11 @@ GENERATED: dict[str, Callable[[], str]] = {
     "thin network bytes": partial(tables.thin_network, "the least bytes"),
     "thin network growth": partial(tables.thin_network, "Steps of SubspaceNesterov"),
     "thin network speeds": partial(tables.thin_network, "At which link speed"),
+    "muon conventions": tables.muon_conventions,
+    "norms": tables.norms,
+    "norm correspondences": tables.norm_correspondences,
+    "matrix training": partial(tables.matrix_training, checks=False),
+    "matrix training checks": partial(tables.matrix_training, checks=True),
     "least squares problems": tables.least_squares_problems,
     **{f"parts {word}": partial(parts_of, package, word) for word, package in WORDS.items()},
     **{f"reference {name}": partial(reference_of, package) for name, package in ROOMS.items()},

@@ -13,6 +13,8 @@ from typing import Any
 from markup import code, plain, summary, table
 
 from hasten import sketches
+from hasten.optimizers import correspondences
+from hasten.optimizers.muon import CONVENTIONS
 from hasten.problems import CONVEX_PROBLEMS, spectrum
 from hasten.problems.more_garbow_hillstrom import MORE_GARBOW_HILLSTROM
 from hasten.sketches import (
@@ -28,6 +30,7 @@ from hasten.solvers import METHODS, Method, Status
 from hasten.solvers.options import Option, declared
 from hasten.solvers.stopping import Stopping
 from hasten.theory import predict
+from hasten.transforms import NORMS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -244,3 +247,48 @@ def thin_network(title: str) -> str:
     record = json.loads((BENCHMARKS / "claims" / "results" / "thin_network_bytes.json").read_text())
     found = [t for t in record["tables"] if title in t["title"]]
     return "\n\n".join(f"**{t['title']}**\n\n{table(t['columns'], t['rows'])}" for t in found)
+
+
+# -- matrices -------------------------------------------------------------------------------------------
+
+
+def muon_conventions() -> str:
+    """What each convention of Muon sets."""
+    heads = ["convention", "lr", "weight decay", "scale", "Nesterov", "iteration", "lr of the rest"]
+    rows = [
+        [
+            code(repr(name)),
+            f"{c.lr:g}",
+            f"{c.weight_decay:g}",
+            code(repr(c.scale)),
+            "yes" if c.nesterov else "no",
+            code(repr(c.backend)),
+            "the same" if c.fallback_lr is None else f"{c.fallback_lr:g}",
+        ]
+        for name, c in CONVENTIONS.items()
+    ]
+    return table(heads, rows)
+
+
+def norms() -> str:
+    """Every norm, its dual, and the step of length one that goes furthest."""
+    rows = [[code(name), *norm.formulas, norm.meaning] for name, norm in NORMS.items()]
+    return table(["norm", "of a step", "dual, of the gradient g", "the step", "suits"], rows)
+
+
+def norm_correspondences() -> str:
+    """Old optimizers and their norms, each row run."""
+    return correspondences.table(markdown=True)
+
+
+def matrix_training(checks: bool) -> str:
+    """The tables of the study on training with matrix geometry, or what was claimed and found."""
+    path = BENCHMARKS / "claims" / "results" / "matrix_training.json"
+    record = json.loads(path.read_text())
+    if not checks:
+        return "\n\n".join(f"**{t['title']}**\n\n{table(t['columns'], t['rows'])}" for t in record["tables"])
+    rows = [
+        [c["statement"], c["expected"], c["measured"], "yes" if c["holds"] else "**no**"]
+        for c in record["checks"]
+    ]
+    return table(["claim", "expected", "measured", "holds"], rows)
