@@ -33,7 +33,8 @@ def cosine_transform(M: Tensor) -> Tensor:
         True
     """
     n = M.shape[-1]
-    z = torch.fft.rfft(torch.cat([M[..., ::2], M[..., 1::2].flip(-1)], -1)) * _twiddle(n, M.dtype, M.device)
+    z = torch.fft.rfft(torch.cat([M[..., ::2], M[..., 1::2].flip(-1)], -1))
+    z *= _twiddle(n, M.dtype, M.device)
     return torch.cat([z.real, -z.imag[..., 1 : (n + 1) // 2].flip(-1)], -1)
 
 
