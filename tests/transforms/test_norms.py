@@ -175,6 +175,22 @@ def test_scales_at_the_ends_of_float32(name: str, scale: float) -> None:
     torch.testing.assert_close(NORMS[name].lmo(g * scale), NORMS[name].lmo(g), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["column", "row", "embedding", "rms_to_max", "frobenius"])
+@pytest.mark.parametrize("scale", [1e-35, 1e-20, 1.0, 1e20, 1e30])
+def test_slices_of_sizes_far_apart(name: str, scale: float) -> None:
+    g = stack(16, 2, 6, 5, torch.float32) * scale
+    g[0, 1] *= 1e-3
+    g[1, :, 2] = 0
+    t = NORMS[name].lmo(g)
+    torch.testing.assert_close(NORMS[name].norm(t), torch.ones(2), atol=1e-5, rtol=0)
+    if name == "row":
+        torch.testing.assert_close(t.norm(dim=2), torch.ones(2, 6), atol=1e-5, rtol=0)
+    if name == "column":
+        expected = torch.full((2, 5), 6**0.5)
+        expected[1, 2] = 0
+        torch.testing.assert_close(t.norm(dim=1), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", sorted(set(ALL) - {"nuclear"}))
 def test_what_is_not_a_number(name: str) -> None:
     geometry = NormGeometry(name)

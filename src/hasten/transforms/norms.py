@@ -42,7 +42,7 @@ class Ball:
         raise NotImplementedError
 
     def lmo(self, g: Tensor, polar: Polar) -> Tensor:
-        """The point of the ball that goes furthest along g, [k, m, n]; zero for zero."""
+        """The point of the ball that goes furthest along g, [k, m, n], in new memory; zero for zero."""
         raise NotImplementedError
 
 
@@ -131,10 +131,20 @@ def _length(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 def _unit(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """x of length 1; zero for zero."""
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and _is_exact(length, x, dim):
+        return x / torch.where(length == 0, 1.0, length)
+    # Elsewhere it takes less time to be careful than to know.
     largest = x.abs().amax(dim, keepdim=True)
     y = x / torch.where(largest == 0, 1.0, largest)
     length = torch.linalg.vector_norm(y, dim=dim, keepdim=True)
-    return y / torch.where(length == 0, 1.0, length)
+    return y.div_(torch.where(length == 0, 1.0, length))
+
+
+def _is_exact(length: Tensor, x: Tensor, dim: int | tuple[int, ...]) -> bool:
+    """Whether no sum of squares in float32 has over- or underflowed."""
+    safe = (length > 1e-12) & (length < 1e12)
+    return bool(safe.all()) or bool((safe | ~(x != 0).any(dim, keepdim=True)).all())
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,8 @@ class Norm:
     def lmo(self, g: Tensor, polar: Polar = exact_polar) -> Tensor:
         """argmax ⟨g, t⟩ over ‖t‖ ≤ 1 for every tensor of a stack [k, …], as [k, …]; zero for zero."""
         own = self._matrices(g)
-        return (self.ball.lmo(own, polar) / self.factor(*own.shape[-2:])).reshape(g.shape)
+        factor, point = self.factor(*own.shape[-2:]), self.ball.lmo(own, polar)
+        return (point if factor == 1 else point.div_(factor)).reshape(g.shape)
 
     def sharp(self, g: Tensor, polar: Polar = exact_polar) -> Tensor:
         """‖g‖† · lmo(g) = argmax ⟨g, t⟩ − ½‖t‖² for every tensor of a stack [k, …]."""
