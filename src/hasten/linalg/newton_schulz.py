@@ -55,6 +55,8 @@ def newton_schulz(
         return x.clone()
     if x.device.type != "cpu" or x[0].numel() < SMALL:
         return _iterated(x, *settings).to(x.dtype)
+    if len(x) == 1:  # without a second matrix beside the iteration
+        return _iterated(x[0], *settings).to(x.dtype)[None]
     # One after another: stacks of products are not faster there, copy what is stored transposed, and need memory.
     found = torch.empty_like(x)
     for one, place in zip(x, found, strict=True):
