@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 import hasten
 from benchmarks.claims.claim import RESULTS, Check, Claim, Table, command_line
+from benchmarks.claims.crew import Found, Ledger
 from hasten.linalg.cosine import cosine_transform, leading
 from hasten.problems.language_model import LanguageModel, parameter_count
 from hasten.problems.text import random_windows, spread_windows, standard_library_text
+from hasten.race.workers import Workers
 
 NAME = "trion_rank"
 CONTEXT, BATCH, DECAY = 32, 8, 0.1
@@ -37,10 +39,9 @@ def _schedule(lr: float, steps: int) -> hasten.schedules.Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method, the middle of its grid of learning rates, and how it is made from a model, a rate and the steps."""
+    """A method, and how it is made from a model, a rate and the steps."""
 
     name: str
-    rate: float
     make: Make
 
 
@@ -73,55 +74,76 @@ def _dct_adamw(rank: float, error_feedback: bool) -> Make:
 
 
 METHODS = (
-    Method(ADAMW, 4e-3, _adamw),
-    Method(MUON, 4e-3, _muon(nesterov=True)),
-    Method(HEAVY, 4e-3, _muon(nesterov=False)),
-    Method(WHOLE, 4e-3, _trion(1.0)),
-    Method(QUARTER, 4e-3, _trion(0.25)),
-    Method(EIGHTH, 4e-3, _trion(0.125)),
-    Method("Trion, r = n/4, μ = 0.8", 4e-3, _trion(0.25, 0.8)),
-    Method("Trion, r = n/8, μ = 0.6", 4e-3, _trion(0.125, 0.6)),
-    Method("DCT-AdamW, r = n/4", 4e-3, _dct_adamw(0.25, True)),
-    Method("DCT-AdamW, r = n/8", 4e-3, _dct_adamw(0.125, True)),
-    Method("DCT-AdamW, r = n/4, no feedback", 4e-3, _dct_adamw(0.25, False)),
+    Method(ADAMW, _adamw),
+    Method(MUON, _muon(nesterov=True)),
+    Method(HEAVY, _muon(nesterov=False)),
+    Method(WHOLE, _trion(1.0)),
+    Method(QUARTER, _trion(0.25)),
+    Method(EIGHTH, _trion(0.125)),
+    Method("Trion, r = n/4, μ = 0.8", _trion(0.25, 0.8)),
+    Method("DCT-AdamW, r = n/4", _dct_adamw(0.25, True)),
+    Method("DCT-AdamW, r = n/4, no feedback", _dct_adamw(0.25, False)),
 )
+MIDDLE = 4e-3
+"""Of every grid of learning rates."""
+LANES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run: a method by name, at a learning rate, on a seed."""
+
+    method: str
+    rate: float
+    seed: int
+    steps: int = 200
+    width: int = 64
+    depth: int = 2
+    held_out: int = 256
+    world: int = 1
+
+    def model(self) -> LanguageModel:
+        """At its initial values."""
+        torch.manual_seed(self.seed)
+        return LanguageModel(context=CONTEXT, width=self.width, depth=self.depth, heads=4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The language-model task, and how it is tuned."""
+    """How the methods are tuned, and how often they are run."""
 
-    steps: int = 300
-    width: int = 96
-    depth: int = 2
+    base: Cell = Cell(ADAMW, MIDDLE, 0)
     multiples: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     tuning_seed: int = 1000
     seeds: tuple[int, ...] = (0, 1, 2)
-    held_out: int = 256
     methods: tuple[Method, ...] = METHODS
 
-    def model(self, seed: int) -> LanguageModel:
-        """At its initial values."""
-        torch.manual_seed(seed)
-        return LanguageModel(context=CONTEXT, width=self.width, depth=self.depth, heads=4)
+    def cell(self, method: Method, rate: float, seed: int) -> Cell:
+        """One run."""
+        return dataclasses.replace(self.base, method=method.name, rate=rate, seed=seed)
 
 
-def train(task: Training, method: Method, rate: float, seed: int) -> tuple[float, float]:
-    """Held-out loss after training, and the numbers of state for each entry of a hidden matrix."""
-    text = standard_library_text()
-    model = task.model(seed)
-    optimizer = method.make(model, rate, task.steps)
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(task.steps):
+Runs = Callable[[list[Cell]], list[Found]]
+
+
+def trained(cell: Cell, workers: Workers | None = None) -> Found:
+    """Held-out loss after training (infinite if it diverged), and the numbers of state per entry of a hidden matrix."""
+    text, model = standard_library_text(), cell.model()
+    optimizer = next(m for m in METHODS if m.name == cell.method).make(model, cell.rate, cell.steps)
+    generator = torch.Generator().manual_seed(cell.seed)
+    for _ in range(cell.steps):
         optimizer.zero_grad()
         loss = model.loss(*random_windows(text.train, BATCH, CONTEXT, generator))
         if not math.isfinite(loss.item()):
-            return math.inf, math.nan
+            return {"loss": math.inf, "numbers": math.nan}
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        final = float(model.loss(*spread_windows(text.validation, task.held_out, CONTEXT)))
-    return final, _numbers(optimizer, [p for p in model.blocks.parameters() if p.ndim == 2])
+        final = float(model.loss(*spread_windows(text.validation, cell.held_out, CONTEXT)))
+    return {
+        "loss": final,
+        "numbers": _numbers(optimizer, [p for p in model.blocks.parameters() if p.ndim == 2]),
+    }
 
 
 def _numbers(optimizer: torch.optim.Optimizer, matrices: Sequence[Tensor]) -> float:
@@ -139,23 +161,20 @@ class Result:
     numbers: float
 
 
-def compare(task: Training, progress: Progress) -> dict[str, Result]:
-    """Every method, tuned over equally many rates."""
-    runs = len(task.methods) * (len(task.multiples) + len(task.seeds))
-    bar, found = progress.add_task("training", total=runs), {}
-
-    def one(method: Method, rate: float, seed: int) -> tuple[float, float]:
-        trained = train(task, method, rate, seed)
-        progress.advance(bar)
-        return trained
-
-    for method in task.methods:
-        grid = [multiple * method.rate for multiple in task.multiples]
-        tuned = {rate: one(method, rate, task.tuning_seed)[0] for rate in grid}
-        best = min(tuned, key=lambda rate: tuned[rate])
-        final = [one(method, best, seed) for seed in task.seeds]
-        edge = best in (grid[0], grid[-1])
-        found[method.name] = Result(best, edge, tuple(loss for loss, _ in final), final[0][1])
+def compare(task: Training, runs: Runs) -> dict[str, Result]:
+    """Every method, tuned over equally many rates, then run on fresh seeds."""
+    grid = [multiple * MIDDLE for multiple in task.multiples]
+    tuning = runs([task.cell(m, rate, task.tuning_seed) for m in task.methods for rate in grid])
+    best = {}
+    for i, method in enumerate(task.methods):
+        losses = [run["loss"] for run in tuning[i * len(grid) : (i + 1) * len(grid)]]
+        best[method] = grid[losses.index(min(losses))]
+    final = runs([task.cell(m, best[m], seed) for m in task.methods for seed in task.seeds])
+    found = {}
+    for i, method in enumerate(task.methods):
+        own = final[i * len(task.seeds) : (i + 1) * len(task.seeds)]
+        edge = best[method] in (grid[0], grid[-1])
+        found[method.name] = Result(best[method], edge, tuple(run["loss"] for run in own), own[0]["numbers"])
     return found
 
 
@@ -177,12 +196,12 @@ def kept(G: Tensor, rank: int) -> tuple[float, float, float]:
 
 def gradients(task: Training) -> dict[str, Tensor]:
     """Averages of gradients of a trained model's hidden matrices, none wider than tall."""
-    text, model = standard_library_text(), task.model(0)
-    optimizer = _adamw(model, 4e-3, task.steps)
+    text, model, steps = standard_library_text(), task.base.model(), task.base.steps
+    optimizer = _adamw(model, MIDDLE, steps)
     named = {name: p for name, p in model.blocks[0].named_parameters() if p.ndim == 2}
     averages = {name: torch.zeros_like(p) for name, p in named.items()}
     generator = torch.Generator().manual_seed(0)
-    for _ in range(task.steps):
+    for _ in range(steps):
         optimizer.zero_grad()
         model.loss(*random_windows(text.train, BATCH, CONTEXT, generator)).backward()
         optimizer.step()
@@ -251,10 +270,16 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
     task, shapes, rounds = Training(), [(1024, 1024), (3072, 768), (768, 3072)], 15
     if quick:
         few = tuple(m for m in METHODS if m.name in (ADAMW, MUON, HEAVY, WHOLE, QUARTER, EIGHTH))
-        task = Training(6, 32, 1, (1.0,), seeds=(0, 1), held_out=16, methods=few)
+        small = Cell(ADAMW, MIDDLE, 0, steps=6, width=32, depth=1, held_out=16)
+        task = Training(small, (1.0,), seeds=(0, 1), methods=few)
         shapes, rounds = [(64, 64)], 3
-    with Progress(disable=quick) as progress:
-        results = compare(task, progress)
+        results = compare(task, lambda cells: [trained(cell) for cell in cells])
+    else:
+        with Progress() as progress:
+            total = len(task.methods) * (len(task.multiples) + len(task.seeds))
+            bar = progress.add_task("training", total=total)
+            with Ledger(None, lambda *_: progress.advance(bar), lanes=LANES) as ledger:
+                results = compare(task, lambda cells: ledger.all(trained, cells))
     given, learnt = matrices(), gradients(task)
     shares = {
         (name, r): kept(G, r)
@@ -263,17 +288,17 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
         for r in (G.shape[1] // 16, G.shape[1] // 8, G.shape[1] // 4)
     }
     paces = {shape: pace(shape, rounds) for shape in shapes}
-    entries = parameter_count(task.model(0))
+    base, entries = task.base, parameter_count(task.base.model())
     return Claim(
         NAME,
         "Trion and DCT-AdamW: low rank without singular values, against Muon and AdamW",
         "Modoranu et al. 2025, FFT-based dynamic subspace selection for low-rank adaptive optimization "
         "(arXiv:2505.17967)",
-        f"A transformer of {entries:,} parameters (hidden matrices of {task.width} to {4 * task.width} rows and "
-        f"columns) reads Python's standard library for {task.steps} steps of {BATCH} windows of {CONTEXT} characters, "
+        f"A transformer of {entries:,} parameters (hidden matrices of {base.width} to {4 * base.width} rows and "
+        f"columns) reads Python's standard library for {base.steps} steps of {BATCH} windows of {CONTEXT} characters, "
         f"with warm-up and cosine decay, weight decay {DECAY}, one learning rate for matrices and the rest alike (the "
         "step of Muon and Trion matched to AdamW's), tried at "
-        f"{', '.join(f'{m:g}' for m in task.multiples)} times {METHODS[0].rate:g} on a seed that is not reported; then "
+        f"{', '.join(f'{m:g}' for m in task.multiples)} times {MIDDLE:g} on a seed that is not reported; then "
         f"{len(task.seeds)} fresh seeds. n is the lesser side of a matrix. Steps are timed on one matrix, of each "
         "method in turn in every round; quartiles are those of the ratio to Muon in the same round.",
         _checks(results, shares, paces, list(learnt)),
@@ -345,7 +370,7 @@ def _losses(task: Training, results: dict[str, Result]) -> Table:
         for name, r in results.items()
     ]
     columns = ["method", "held-out loss, nats", "over Muon", "over AdamW", "state per entry", "lr as tuned"]
-    return Table(f"After {task.steps} steps, {len(task.seeds)} fresh seeds", columns, rows)
+    return Table(f"After {task.base.steps} steps, {len(task.seeds)} fresh seeds", columns, rows)
 
 
 def _shares(shares: dict[tuple[str, int], tuple[float, float, float]]) -> Table:
