@@ -118,13 +118,12 @@ class EigenbasisSecondMoment(Geometry):
     def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
         """Weights of the averages, the root of the bias correction, and what is done at this step."""
         t = max(k - self.preparing, 1)
-        correction = math.sqrt(1 - h.beta2**t)
-        root = correction if self.debias else 1.0
+        root = math.sqrt(1 - h.beta2**t) if self.debias else 1.0
         return {
             "beta": h.beta2,
             "weight": 1 - h.beta2,
-            "over_root": 1 / root,
-            "eps": h.eps if self.eps_on == "corrected" else h.eps / root,
+            "scale": root,
+            "eps": h.eps * root if self.eps_on == "corrected" else h.eps,
             "factor_weight": 1 - h.shampoo_beta,
             "first": k == 1,
             "refresh": due(t, h.precondition_frequency) and k > self.preparing,
@@ -149,8 +148,8 @@ class EigenbasisSecondMoment(Geometry):
         g = rotated(s.grad, s.left_basis, s.right_basis)
         s.exp_avg_sq = torch.mul(s.exp_avg_sq, n.beta).addcmul_(g, g, value=n.weight)
         u = self._momentum(g if d is s.grad else rotated(d, s.left_basis, s.right_basis), s, n)
-        scale: Tensor = s.exp_avg_sq.sqrt().mul_(n.over_root).add_(n.eps)
-        return torch.div(u, scale, out=scale)
+        size: Tensor = s.exp_avg_sq.sqrt().add_(n.eps)
+        return torch.addcdiv(size.new_zeros(()), u, size, value=n.scale, out=size)
 
     def _momentum(self, d: Tensor, s: Any, n: Any) -> Tensor:
         """What happens to the rotated direction before it is divided."""
@@ -173,11 +172,9 @@ class EigenbasisSecondMoment(Geometry):
         """The factors with this step's gradient."""
         w = n.factor_weight
         if s.left_basis.numel():
-            product = symmetric_product(s.grad, s.grad.mT)
-            s.left_factor = product.mul_(w).add_(s.left_factor, alpha=1 - w)
+            s.left_factor = symmetric_product(s.grad, s.grad.mT).lerp_(s.left_factor, 1 - w)
         if s.right_basis.numel():
-            product = symmetric_product(s.grad.mT, s.grad)
-            s.right_factor = product.mul_(w).add_(s.right_factor, alpha=1 - w)
+            s.right_factor = symmetric_product(s.grad.mT, s.grad).lerp_(s.right_factor, 1 - w)
 
     def _refresh(self, s: Any) -> None:
         """One step of orthogonal iteration on both sides."""
@@ -220,12 +217,11 @@ class EigenbasisAdam(EigenbasisSecondMoment):
         return {"exp_avg": Buffer(), **super().buffers()}
 
     def numbers(self, h: Names, k: Number, c: Names) -> dict[str, Number]:
-        """Those of the second moment, in units of m's bias correction, and the weight of the new direction."""
+        """Those of the second moment, both bias corrections, and the weight of the new direction."""
         t = max(k - self.preparing, 1)
         correction = 1 - h.beta1**t if self.debias else 1.0
         second = super().numbers(h, k, c)
-        scaled = {name: correction * second[name] for name in ("over_root", "eps")}
-        return {**second, **scaled, "now": 1 - h.beta1}
+        return {**second, "scale": second["scale"] / correction, "now": 1 - h.beta1}
 
     def _momentum(self, d: Tensor, s: Any, n: Any) -> Tensor:
         s.exp_avg = torch.lerp(s.exp_avg, d, n.now)
