@@ -262,6 +262,18 @@ def test_one_optimizer_is_two():
         torch.testing.assert_close(p, second[name], rtol=1e-12, atol=1e-14)
 
 
+def test_it_prints_what_moves_all_others_with_their_values():
+    text = str(
+        hasten.Muon(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8), nn.LayerNorm(8)), lr=0.03)
+    )
+    first, second = text.split("all other parameters:")
+    assert "Orthogonalize(backend='ns5', scale='original'" in first
+    assert "Plain(lr=0.03)" in first
+    assert "Plain(lr=0.0003)" in second
+    assert "group 1: 2 parameters\n" in second
+    assert "split=3" not in first
+
+
 def test_where_the_sizes_of_steps_match_adamws_so_does_the_learning_rate():
     assert {g["lr"] for g in hasten.Muon(network(), lr=0.01, scale="match_rms_adamw").param_groups} == {0.01}
     assert {g["lr"] for g in hasten.Muon(network(), lr=0.01, convention="moonshot").param_groups} == {0.01}

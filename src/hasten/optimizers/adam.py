@@ -32,9 +32,15 @@ def _decayed(transforms: list[Transform], weight_decay: Value, decoupled: bool) 
 
 
 def adamw_sentence(
-    lr: Value, betas: tuple[Value, Value], eps: Value, weight_decay: Value, *, owner: Optimizer
+    lr: Value, betas: tuple[Value, Value], eps: Value, weight_decay: Value, *, owner: object = None
 ) -> Sentence:
-    """AdamW as a sentence: for the parameters that `owner`, which works on matrices, leaves to it."""
+    """AdamW as a sentence: for the parameters that an optimizer which works on matrices leaves to it.
+
+    Example:
+        >>> from hasten.optimizers.adam import adamw_sentence
+        >>> print(adamw_sentence(3e-4, (0.9, 0.95), 1e-8, 0.1))
+        Backpropagation → EMA → SecondMoment → WeightDecay → Plain
+    """
     beta1, beta2 = unpacked(owner, "fallback_betas", betas, 2)
     transforms = (EMA(beta1), SecondMoment(beta2, eps), WeightDecay(weight_decay))
     return Sentence(Backpropagation(), transforms, Plain(lr))

@@ -1,4 +1,31 @@
-"""Muon and its relatives: momentum, orthogonalised, for matrices; AdamW for all other parameters."""
+"""Muon and its relatives: momentum, orthogonalised, for matrices; AdamW for all other parameters.
+
+Any momentum, oracle and iterate goes before and after the geometry, so accelerated dynamics need no class of their own.
+AuON, sometimes named beside them, is no orthogonalisation: see :class:`~hasten.transforms.FrobeniusLMO`.
+
+Example:
+    Muon on AdEMAMix's two momenta, MARS-Muon on variance-reduced gradients, and Schedule-Free Muon; vectors by AdamW.
+
+    >>> import torch, hasten
+    >>> from hasten.iterates import ScheduleFree
+    >>> from hasten.oracles import Backpropagation, Mars
+    >>> from hasten.optimizers.adam import adamw_sentence
+    >>> from hasten.transforms import EMA, ClipTensorNorm, Orthogonalize, SecondMoment, TwoMomenta, WeightDecay
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    >>> matched = Orthogonalize("ns5", scale="match_rms_adamw")
+    >>> adamw = adamw_sentence(1e-3, (0.9, 0.95), 1e-8, 0.1)
+    >>> opt = hasten.Optimizer(model, TwoMomenta(0.9, 0.999, 4.0), matched, lr=1e-3, weight_decay=0.1, vectors=adamw)
+
+    >>> corrected = Mars(gamma=0.025, beta1=0.95)
+    >>> chain = ClipTensorNorm(1.0), EMA(0.95, debias=False), matched
+    >>> opt = hasten.Optimizer(model, *chain, oracle=corrected, lr=1e-3, weight_decay=0.1, vectors=adamw)
+
+    >>> others = hasten.Sentence(Backpropagation(), (SecondMoment(0.95), WeightDecay(0.1)), ScheduleFree(1e-3))
+    >>> opt = hasten.Optimizer(model, matched, iterate=ScheduleFree(1e-3), weight_decay=0.1, vectors=others)
+    >>> model(torch.randn(32, 8)).square().mean().backward()
+    >>> opt.step()
+    >>> opt.eval()
+"""
 
 from __future__ import annotations
 
