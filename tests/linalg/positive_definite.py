@@ -37,7 +37,7 @@ def power(values: Tensor, v: Tensor, exponent: float) -> Tensor:
 def relative(found: Tensor, reference: Tensor) -> float:
     """The largest ‖found - reference‖_F / ‖reference‖_F of a stack."""
     error = torch.linalg.matrix_norm(found.double() - reference) / torch.linalg.matrix_norm(reference)
-    return float(error.max())
+    return float(error.detach().max())
 
 
 def lyapunov_reference(s: Tensor, g: Tensor) -> Tensor:

@@ -278,3 +278,11 @@ def test_nothing_to_do(method: str, shape: tuple[int, ...]) -> None:
 def test_mistakes_are_named(arguments: tuple, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"inv_root: .*{message}"):
         inv_root(*arguments, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_autocast_does_not_reach_inside(method: str) -> None:
+    a = matrices(6, 10.0).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        among = inv_root(a, 4, method=method)
+    assert torch.equal(among, inv_root(a, 4, method=method))

@@ -257,3 +257,15 @@ def test_numbers_as_matrices_of_size_one(method: str) -> None:
 def test_mistakes_are_named(f, arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=f"{f.__name__}: .*{message}" if "list" not in message else message):
         f(*arguments)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("f", ROOTS)
+def test_autocast_does_not_reach_inside(f, method: str) -> None:
+    a, weights = matrices(6, 10.0).float().requires_grad_(), draw(6, 6).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        among = f(a, method)
+    assert among.dtype == torch.float32
+    assert torch.equal(among, f(a, method))
+    (gradient,) = torch.autograd.grad(among, a, weights)
+    assert torch.equal(gradient, torch.autograd.grad(f(a, method), a, weights)[0])

@@ -14,6 +14,7 @@ from hasten.linalg.symmetric import (
     eigh,
     finite,
     identity,
+    in_full_precision,
     largest_entry,
     symmetric,
 )
@@ -24,6 +25,7 @@ NEWTON_STEPS = 100
 POWER_STEPS = 32
 
 
+@in_full_precision
 def inv_root(
     a: Tensor,
     p: float,
@@ -140,6 +142,7 @@ class _InverseRoot(torch.autograd.Function):
         return (root, *eigen), (0, *(0 if known.numel() else None for known in eigen))
 
 
+@in_full_precision
 def _derivative(ctx: Any, along: Tensor | None, adjoint: bool) -> Tensor | None:
     """V (K ∘ Vᵀ E V) Vᵀ with K the divided differences of λ^(-1/p), and what the shift s adds to it."""
     if along is None:

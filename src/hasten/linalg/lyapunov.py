@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.linalg.symmetric import eigh, finite, identity, largest_entry, symmetric
+from hasten.linalg.symmetric import eigh, finite, identity, in_full_precision, largest_entry, symmetric
 
 LYAPUNOV_STEPS = 24
 """Enough for S of condition 1e3 (A = S² of condition 1e6); what is not settled by then is solved by eigh."""
 
 
+@in_full_precision
 def lyapunov(s: Tensor, g: Tensor, eigen: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """The symmetric X of ``S X + X S = G`` for symmetric positive definite S and the symmetric part of G.
 

@@ -10,7 +10,14 @@ from torch import Tensor
 from hasten.checks import check_choice
 from hasten.linalg.lyapunov import lyapunov
 from hasten.linalg.rational import pade, polynomial
-from hasten.linalg.symmetric import check_matrices, eigh, identity, largest_entry, symmetric
+from hasten.linalg.symmetric import (
+    check_matrices,
+    eigh,
+    identity,
+    in_full_precision,
+    largest_entry,
+    symmetric,
+)
 
 METHODS = ("eigh", "pade", "mpa", "mtp", "newton_schulz")
 LARGEST = {torch.float32: 16.0, torch.float64: 64.0}
@@ -133,6 +140,7 @@ def _check(owner: str, a: Tensor, method: str, steps: int | None) -> None:
         raise ValueError(f"{owner}: steps = {steps!r} is not allowed; it must be an integer of at least 1")
 
 
+@in_full_precision
 def _root(a: Tensor, method: str, steps: int | None, inverse: bool) -> Tensor:
     # Over a power of 4 every matrix is near 1, whatever its unit: squares of its entries neither overflow nor vanish.
     half = torch.round(torch.log2(largest_entry(a.detach())) / 2)
@@ -191,6 +199,7 @@ class _Root(torch.autograd.Function):
         return (root, *eigen), (0, *(0 if known.numel() else None for known in eigen))
 
 
+@in_full_precision
 def _derivative(ctx: Any, along: Tensor | None) -> Tensor | None:
     if along is None:
         return None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import ParamSpec
 
 from hasten.words import Interval
 
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
 _DidNotConverge: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
@@ -31,6 +36,25 @@ def check_number(owner: str, name: str, value: Any, allowed: Interval) -> None:
     """Raise ValueError unless `value` is a plain number in the interval."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value not in allowed:
         raise ValueError(f"{owner}: {name} = {value!r} is not allowed; it must be a number in {allowed}")
+
+
+def in_full_precision(f: Callable[Inputs, Output]) -> Callable[Inputs, Output]:
+    """The function with products of matrices in their own dtype, also where autocast is on.
+
+    Example:
+        >>> import torch
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     in_full_precision(torch.matmul)(torch.eye(2), torch.eye(2)).dtype
+        torch.float32
+    """
+
+    @functools.wraps(f)
+    def wrapped(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
+        device = next((x.device.type for x in args if isinstance(x, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return f(*args, **kwargs)
+
+    return wrapped
 
 
 def symmetric(a: Tensor) -> Tensor:
