@@ -1,4 +1,13 @@
-"""Functions of matrices, for stacks of them."""
+"""Functions of matrices, for stacks of them, differentiable.
+
+| function | of matrices | |
+|---|---|---|
+| `polar` | any [..., m, n] | the orthogonal polar factor U Vᵀ, exactly or by an iteration |
+| `sqrtm`, `inv_sqrtm` | symmetric positive definite [..., n, n] | A^(1/2), A^(-1/2), for layers that whiten or pool |
+| `inv_root` | the same | A^(-1/p) with eigenvalues lifted, for preconditioners |
+
+    from hasten.linalg import inv_root, inv_sqrtm, polar, sqrtm
+"""
 
 from __future__ import annotations
 
