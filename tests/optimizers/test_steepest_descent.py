@@ -1,5 +1,6 @@
 """Steepest descent by norm, layer by layer, and Scion."""
 
+import dataclasses
 import math
 
 import pytest
@@ -253,6 +254,15 @@ def test_groups_name_their_norms() -> None:
     again.load_state_dict(saved)
     assert [g["norm"] for g in again.param_groups] == [g["norm"] for g in opt.param_groups]
     assert [g["lr"] for g in again.param_groups] == [g["lr"] for g in opt.param_groups]
+
+
+def test_a_norm_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = dataclasses.replace(NORMS["frobenius"], factor=lambda m, n: 2.0)
+    monkeypatch.setitem(NORMS, "norm_of_ones_own", twice)
+    w, b = (torch.randn(*shape, dtype=DOUBLE, requires_grad=True) for shape in ((3, 4), (4,)))
+    opt = hasten.SteepestDescent([w, b], lr=0.1, norm="norm_of_ones_own")
+    for step in changes(opt, [w, b]):
+        torch.testing.assert_close(step.norm(), torch.tensor(0.05, dtype=DOUBLE))
 
 
 def test_mistakes_are_named_and_change_nothing() -> None:

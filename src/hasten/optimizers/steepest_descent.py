@@ -16,8 +16,6 @@ from hasten.transforms import EMA, NORMS, NormGeometry, Scale, WeightDecay
 from hasten.transforms.orthogonal import check_iteration
 from hasten.words import NONNEGATIVE, Hyper, Transform, Value
 
-VECTOR_NORMS = tuple(name for name, norm in NORMS.items() if not norm.matrices)
-
 
 class SteepestDescent(Optimizer):
     """Momentum, then of all steps of length lr · radius, in a norm, the one that goes furthest along it.
@@ -80,9 +78,10 @@ class SteepestDescent(Optimizer):
         check_choice(type(self).__name__, "norm", norm, ("modular", *NORMS))
         check_choice(type(self).__name__, "mode", mode, ("lmo", "sharp"))
         check_iteration(type(self).__name__, backend, steps, None)
+        of_any_tensor = [name for name, row in NORMS.items() if not row.matrices]
         if vector_norm is None:
-            vector_norm = norm if norm in VECTOR_NORMS else "rms"
-        check_choice(type(self).__name__, "vector_norm", vector_norm, VECTOR_NORMS)
+            vector_norm = norm if norm in of_any_tensor else "rms"
+        check_choice(type(self).__name__, "vector_norm", vector_norm, of_any_tensor)
 
         def transforms(name: str) -> tuple[Transform, ...]:
             average = EMA(momentum, debias=False).rename(beta1="momentum")

@@ -305,7 +305,10 @@ NORMS: dict[str, Norm] = {
         "mean absolute value → ℓ∞: output layers (Scion's sign)",
     ),
 }
-"""Norms by name. m × n is the shape of a matrix, d the number of entries; rows are outputs, columns inputs."""
+"""Norms by name; a :class:`Norm` of your own that you put here is known to all that take a name.
+
+m × n is the shape of a matrix, d the number of entries; rows are outputs, columns inputs.
+"""
 
 
 @dataclass(frozen=True)
