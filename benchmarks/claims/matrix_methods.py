@@ -39,7 +39,6 @@ METHODS = (
     Method("SOAP", "SOAP(lr={lr})", 2e-3, 0.6),
     Method("AdaMuon", ADAMUON, 1e-3),
     Method("AdaMuon at AdamW's learning rate", ADAMUON, 1e-3, 1.0, borrows="AdamW"),
-    Method("Muon, Polar Express", "Muon(lr={lr}, backend='polar_express')", 4e-3),
     Method("Turbo-Muon", "TurboMuon(lr={lr})", 4e-3),
     Method("Schedule-Free Muon", "ScheduleFreeMuon(lr={lr})", 4e-3),
     Method("AdEMAMix-Muon", "AdEMAMixMuon(lr={lr})", 2e-3),
@@ -50,5 +49,4 @@ METHODS = (
     Method("DCT-AdamW, r = n/4", "DCTAdamW(lr={lr}, rank=0.25)", 1e-3),
     Method("Lion", "Lion(lr={lr})", 1e-4),
     Method("Schedule-Free AdamW", "ScheduleFreeAdamW(lr={lr})", 2e-3),
-    Method("AdEMAMix", "AdEMAMix(lr={lr})", 5e-4),
 )
