@@ -1,6 +1,7 @@
 """Transforms: given a direction, which direction is better? Momentum, geometry, step: one file a family."""
 
 from hasten.transforms.eigenbasis import EigenbasisAdam, EigenbasisSecondMoment
+from hasten.transforms.frobenius import FrobeniusLMO
 from hasten.transforms.geometry import (
     BoundedSecondMoment,
     FactoredSecondMoment,
@@ -22,7 +23,7 @@ from hasten.transforms.momentum import (
     QuasiHyperbolic,
     TwoMomenta,
 )
-from hasten.transforms.norms import NORMS, FrobeniusLMO, Norm, NormGeometry
+from hasten.transforms.norms import NORMS, Norm, NormGeometry
 from hasten.transforms.orthogonal import AlignedSecondMoment, Orthogonalize
 from hasten.transforms.projected import Projected
 from hasten.transforms.step import ClipNorm, ClipTensorNorm, RelativeStep, Scale, WeightDecay
