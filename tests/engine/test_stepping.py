@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hasten
-from hasten.engine import passes, running
+from hasten.engine import fused, passes
 from hasten.shared_object import NoCompiler
 
 
@@ -17,12 +17,12 @@ def no_compiler(monkeypatch):
         raise NoCompiler("no C compiler found")
 
     monkeypatch.setattr(passes, "compiled_pass", refuse)
-    monkeypatch.setattr(running._Fallback, "happened", False)
+    monkeypatch.setattr(fused._Fallback, "happened", False)
 
 
 def large():
     torch.manual_seed(0)
-    p = torch.randn(running.COMPILE_FROM["cpu"]).requires_grad_()
+    p = torch.randn(fused.COMPILE_FROM["cpu"]).requires_grad_()
     p.grad = torch.ones_like(p)
     return p
 
@@ -56,7 +56,7 @@ def test_auto_compiles_from_a_size_and_not_below(monkeypatch):
     asked = []
     original = passes.compiled_pass
     monkeypatch.setattr(passes, "compiled_pass", lambda f, la: asked.append(f) or original(f, la))
-    monkeypatch.setattr(running._Fallback, "happened", False)
+    monkeypatch.setattr(fused._Fallback, "happened", False)
     small = torch.ones(3, requires_grad=True)
     small.grad = torch.ones(3)
     hasten.AdamW([small]).step()

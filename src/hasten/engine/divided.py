@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 
 from hasten.engine.flow import Flow, Later
-from hasten.engine.fused import Extras, run_pass
+from hasten.engine.fused import Extras, Numbers, in_common, run_pass
 from hasten.engine.matrix import Converted, compute_dtype, store
 from hasten.engine.parameters import ParameterGroups
 from hasten.engine.plan import Bucket
 from hasten.engine.segments import MADE
 from hasten.engine.whole import Visit
 
-Numbers = Mapping[int, dict[str, float]]
-"""Of each member."""
-
 
 def run_divided(
     optimizer: ParameterGroups,
     bucket: Bucket,
     stop: int | None,
-    numbers: Sequence[dict[str, float]],
+    numbers: Sequence[Numbers],
     extras: Extras,
 ) -> list[list[float]]:
     """Run one pass over parameters that are divided among workers, and that parts of matrix grain need whole.
@@ -40,12 +37,12 @@ def run_divided(
     names = ("param", *(slot.name for slot in composition.slots))
     slots = {name: bucket.tensors(name) for name in names}
     slots |= {name: [given[p] for p in bucket.params] for name, given in extras.items()}
-    visiting: tuple[Visit, dict[int, Converted], Numbers] | None = None
+    visiting: tuple[Visit, dict[int, Converted], Mapping[int, Numbers]] | None = None
     for batch in (*whole.batches, None):
         following = None
         if batch is not None:
             entries = {m: Converted({name: slot[m] for name, slot in slots.items()}, compute) for m in batch}
-            own: Numbers = {m: numbers[m] for m in batch}
+            own: Mapping[int, Numbers] = {m: numbers[m] for m in batch}
             if stop is None:
                 flows = _led(optimizer, bucket, own, extras, entries)
             else:
@@ -74,7 +71,7 @@ def run_divided(
 def _led(
     optimizer: ParameterGroups,
     bucket: Bucket,
-    numbers: Numbers,
+    numbers: Mapping[int, Numbers],
     extras: Extras,
     entries: Mapping[int, Converted],
 ) -> dict[int, Flow]:
@@ -88,7 +85,7 @@ def _led(
         for name in MADE
         if name in lead.writes
     }
-    for members in _in_common(numbers):
+    for members in in_common(numbers):
         own = {name: [of[m] for m in members] for name, of in made.items()}
         run_pass(optimizer, bucket, members, lead, "lead", numbers[members[0]], extras, own)
     directions = made["direction"]
@@ -98,20 +95,16 @@ def _led(
 
 
 def _finish(
-    optimizer: ParameterGroups, bucket: Bucket, numbers: Numbers, extras: Extras, flows: Mapping[int, Flow]
+    optimizer: ParameterGroups,
+    bucket: Bucket,
+    numbers: Mapping[int, Numbers],
+    extras: Extras,
+    flows: Mapping[int, Flow],
 ) -> None:
     """The fused pass that comes last."""
-    for members in _in_common(numbers):
+    for members in in_common(numbers):
         finish = bucket.segments.finish
         made = {
             name: [getattr(flows[m], MADE[name]) for m in members] for name in finish.inputs if name in MADE
         }
         run_pass(optimizer, bucket, members, finish, "finish", numbers[members[0]], extras, made)
-
-
-def _in_common(numbers: Numbers) -> Iterator[list[int]]:
-    """The members that share their numbers."""
-    found: dict[int, list[int]] = {}
-    for m, own in numbers.items():
-        found.setdefault(id(own), []).append(m)
-    yield from found.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -21,6 +21,18 @@ COMPILE_FROM = {"cpu": 2**12, "elsewhere": 2**17}
 
 Extras: TypeAlias = "dict[str, dict[Tensor, Any]]"
 """The gradients, and what else the oracle delivered for every parameter."""
+
+
+Numbers: TypeAlias = "Mapping[str, float]"
+"""The numbers of a formula, by name."""
+
+
+def in_common(numbers: Mapping[int, Numbers]) -> Iterator[list[int]]:
+    """The members that share their numbers."""
+    found: dict[int, list[int]] = {}
+    for m, own in numbers.items():
+        found.setdefault(id(own), []).append(m)
+    yield from found.values()
 
 
 def prepare(optimizer: ParameterGroups, bucket: Bucket, extras: Extras) -> None:
@@ -84,7 +96,7 @@ def run_pass(
     members: Sequence[int],
     formula: Formula,
     stage: Any,
-    numbers: Mapping[str, float],
+    numbers: Numbers,
     extras: Extras,
     made: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> list[list[float]]:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hasten.engine.divided import run_divided
 from hasten.engine.fused import Extras, prepare
 from hasten.engine.parameters import ParameterGroups
 from hasten.engine.plan import Bucket, Plan
@@ -57,7 +56,7 @@ def run_step(optimizer: ParameterGroups, observation: Observation, plan: Plan | 
         if any(bucket.composition.parts[i].measures == "tensor" for i in bucket.composition.measuring):
             _run_one_by_one(optimizer, bucket, extras, plan.sharding)
         else:
-            run(optimizer, bucket, range(len(bucket.params)), None, bucket.numbers, extras)
+            run(optimizer, bucket, None, [bucket.numbers] * len(bucket.params), extras)
         _remember(optimizer, bucket)
     _follow(optimizer, buckets)
     plan.seal()
@@ -141,7 +140,7 @@ def _measure_all(
             totals = dict.fromkeys(composition.sum_names(i), 0.0)
             shared: dict[Wire, list[float]] = {}
             for bucket in own if totals else ():
-                rows = run(optimizer, bucket, range(len(bucket.params)), i, bucket.numbers, extras)
+                rows = run(optimizer, bucket, i, [bucket.numbers] * len(bucket.params), extras)
                 if bucket.wire is None:
                     _add(totals, rows)
                 else:
@@ -164,44 +163,17 @@ def _add(totals: dict[str, float], rows: list[list[float]]) -> None:
 def _run_one_by_one(
     optimizer: ParameterGroups, bucket: Bucket, extras: Extras, sharding: Sharding | None
 ) -> None:
-    """Parts that measure a tensor give every tensor its own numbers."""
-    if bucket.wire is not None:
-        assert sharding is not None
-        _run_together(optimizer, bucket, extras, sharding)
-        return
-    for member in range(len(bucket.params)):
-        numbers = dict(bucket.numbers)
-        for i in _per_tensor(bucket):
-            (row,) = run(optimizer, bucket, [member], i, numbers, extras)
-            numbers.update(_measured_tensor(bucket, i, row))
-        run(optimizer, bucket, [member], None, numbers, extras)
-
-
-def _run_together(optimizer: ParameterGroups, bucket: Bucket, extras: Extras, sharding: Sharding) -> None:
-    """The same for divided tensors: the sums of all of them travel at once."""
-    assert bucket.wire is not None
-    numbers = [dict(bucket.numbers) for _ in bucket.params]
+    """Parts that measure a tensor give every tensor its own numbers; the sums of divided tensors travel at once."""
+    numbers = [bucket.numbers] * len(bucket.params)
     for i in _per_tensor(bucket):
-        rows = sharding.total(_run_each(optimizer, bucket, i, numbers, extras), bucket.wire)
-        for own, row in zip(numbers, rows, strict=True):
-            own.update(_measured_tensor(bucket, i, row))
-    _run_each(optimizer, bucket, None, numbers, extras)
-
-
-def _run_each(
-    optimizer: ParameterGroups,
-    bucket: Bucket,
-    stop: int | None,
-    numbers: list[dict[str, float]],
-    extras: Extras,
-) -> list[list[float]]:
-    """Run one pass over all of a bucket's parameters, each with its own numbers."""
-    if bucket.whole is not None and bucket.composition.reaches(stop):
-        return run_divided(optimizer, bucket, stop, numbers, extras)
-    rows: list[list[float]] = []
-    for member, own in enumerate(numbers):
-        rows += run(optimizer, bucket, [member], stop, own, extras)
-    return rows
+        rows = run(optimizer, bucket, i, numbers, extras)
+        if bucket.wire is not None:
+            assert sharding is not None
+            rows = sharding.total(rows, bucket.wire)
+        numbers = [
+            {**own, **_measured_tensor(bucket, i, row)} for own, row in zip(numbers, rows, strict=True)
+        ]
+    run(optimizer, bucket, None, numbers, extras)
 
 
 def _per_tensor(bucket: Bucket) -> list[int]:
