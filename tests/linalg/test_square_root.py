@@ -269,3 +269,12 @@ def test_autocast_does_not_reach_inside(f, method: str) -> None:
     assert torch.equal(among, f(a, method))
     (gradient,) = torch.autograd.grad(among, a, weights)
     assert torch.equal(gradient, torch.autograd.grad(f(a, method), a, weights)[0])
+
+
+@pytest.mark.parametrize("f", ROOTS)
+def test_the_pade_approximant_is_traced_whole(f) -> None:
+    traced = torch.compile(lambda a: f(a, "pade"), backend="eager", fullgraph=True)
+    a, weights = matrices(4, 10.0).requires_grad_(), draw(4, 4)
+    assert torch.equal(traced(a), f(a, "pade"))
+    gradients = [torch.autograd.grad(root, a, weights)[0] for root in (traced(a), f(a, "pade"))]
+    assert torch.equal(*gradients)

@@ -51,7 +51,8 @@ def sqrtm(a: Tensor, method: str = "eigh", steps: int | None = None) -> Tensor:
     :func:`hasten.linalg.lyapunov.lyapunov`), which costs several times the root itself. After ``"mpa"`` and
     ``"mtp"`` it is thus that of the exact root of S², as published. ``"pade"`` is differentiated as it is computed,
     at a third of the cost. Derivatives can be taken any number of times, in reverse and in forward mode, and under
-    ``torch.func``. At singular A they are not finite.
+    ``torch.func``; at singular A they are not finite. ``torch.compile`` traces ``"pade"`` whole, and breaks its graph
+    at the others.
 
     A matrix with NaN, or with an eigenvalue that is negative beyond rounding, gives NaN with ``"eigh"``; the other
     methods do not notice negative eigenvalues. A zero matrix gives zero.
