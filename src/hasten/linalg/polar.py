@@ -26,13 +26,16 @@ class Backend:
     margin: float = 1.0
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # decimals cannot be traced
 def _express(steps: int) -> Coefficients:
     """Five steps: the table used in training. Each step less raises 4.5 times larger singular values to the same band.
 
     With less room for rounding (1.01, no cushion) bfloat16 was seen to throw singular values out of the band, to 9.
     """
     return polar_express(steps, 1e-3 * 4.5 ** max(0, 5 - steps), safety=1.02, cushion=0.02)
+
+
+# Decimals cannot be traced. This is all that torch.compiler.assume_constant_result does, which imports the compiler.
+_express._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _last_rows(steps: int) -> Coefficients:
