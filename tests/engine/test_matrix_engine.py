@@ -385,4 +385,4 @@ def test_two_sentences_keep_to_their_groups() -> None:
     text = repr(opt)
     assert "Whiten" in text
     assert "Sign" in text
-    assert "group 1" in text
+    assert "group 1: 2 parameters, matrices=False, lr=0.5" in text

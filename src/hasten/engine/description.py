@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from hasten.engine.composition import Composition, Place
-from hasten.engine.parameters import ParameterGroups
-from hasten.engine.structure import KEYS
+from hasten.engine.parameters import STRUCTURE, ParameterGroups
 from hasten.schedules import Schedule
 
 
@@ -116,7 +115,8 @@ def _overrides(optimizer: ParameterGroups) -> Iterator[str]:
             place for place in optimizer.places.values() if _value(group, place) != _value(first, place)
         ]
         differing = [f"{place}={_short(_value(group, place))}" for place in places]
-        differing = [*(f"{key}={group[key]!r}" for key in KEYS if group.get(key) is not None), *differing]
+        said = [key for key in STRUCTURE if group.get(key) != first.get(key)]
+        differing = [*(f"{key}={group.get(key)!r}" for key in said), *differing]
         if group.get(optimizer.role_key) is not None:
             differing = [f"{optimizer.role_key}={group[optimizer.role_key]!r}", *differing]
         yield f"group {number}: " + ", ".join([f"{len(group['params'])} parameters", *differing])

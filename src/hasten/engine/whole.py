@@ -59,6 +59,9 @@ class Whole:
     them the directions, and what else is read there, are gathered to their owners (:class:`Owners`), and the new
     directions, and what was written, scattered back. Buffers of a shape of their own are divided by rows.
 
+    Tensors that every worker has whole, as under ``DistributedDataParallel``, do not come here: every worker does
+    all the work on them.
+
     Args:
         composition: with at least one part of tensor or matrix grain.
         structure: how the tensors are read as matrices.
