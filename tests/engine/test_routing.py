@@ -9,7 +9,10 @@ from torch import nn
 
 import hasten
 from hasten.engine.structure import Structure
+from hasten.iterates import ScheduleFree
+from hasten.oracles import Backpropagation
 from hasten.problems import LanguageModel
+from hasten.transforms import Orthogonalize, WeightDecay
 
 
 def kinds(model, **overrides):
@@ -314,3 +317,15 @@ def test_a_state_of_several_groups_goes_on_bit_for_bit():
     advance(twin, other, 3, 3)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_groups_remember_their_module():
+    """So an optimizer with two points warns when the module is evaluated at the wrong one, as if given the module."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    opt = hasten.ScheduleFreeSGD([{"params": g["params"]} for g in hasten.matrix_groups(model)], lr=0.1)
+    assert opt.module is None
+    others = hasten.Sentence(Backpropagation(), (WeightDecay(0.0),), ScheduleFree(0.1))
+    opt = hasten.Optimizer(
+        hasten.matrix_groups(model), Orthogonalize(), iterate=ScheduleFree(0.1), vectors=others
+    )
+    assert opt.module is model

@@ -85,9 +85,9 @@ class Optimizer(ParameterGroups):
         options = read_options(self.name, engine_options, named - {"self", "params"})
         sentence = self._sentence(transforms, iterate, oracle, lr, weight_decay)
         sentences = [sentence] if vectors is None else [sentence, vectors]
+        module = params if isinstance(params, nn.Module) else getattr(params, "module", None)
         params = params if isinstance(params, nn.Module) else listed(params)
         whole = any(part.grain == "matrix" for part in sentence.parts)
-        module = params if isinstance(params, nn.Module) else None
         if whole and vectors is not None and isinstance(params, nn.Module | list):
             params = matrix_groups(params)
         super().__init__(params, sentences, options, roles)
