@@ -296,8 +296,8 @@ def reading(
         "The same approximant at the mean eigenvalue instead of ‖A‖_F has "
         f"{hundred[PADE].root / hundred[MPA].root:.3f} of MPA's error at condition 100 for the same products, and, "
         f"differentiated as it is computed, takes {both[PADE]:.2f} of the SVD's seconds forward and backward.",
-        f"In the network, plain batch norm misreads {plain:.2f} % and exact whitening {exact:.2f} %; what errors "
-        "remain in an approximate A^(-1/2), the layers around it learn to live with.",
+        "In the network the approximations are as good as the exact root: what errors remain in A^(-1/2), the layers "
+        f"around it learn to live with. Plain batch norm misreads {plain:.2f} % and exact whitening {exact:.2f} %.",
         "The published speed-ups are for GPUs, whose SVDs and eigendecompositions of small matrices are slow; these "
         "are of a CPU.",
     ]

@@ -13,7 +13,7 @@ from hasten.linalg import inv_sqrtm
 from hasten.problems import digits
 
 BATCH, MOMENTUM, RIDGE = 256, 0.9, 1e-3
-RATES = (0.03, 0.1, 0.3, 1.0)
+RATES = (0.1, 0.3, 1.0, 3.0)
 TUNING_SEED = 100
 PLAIN = "batch norm, not decorrelated"
 Inverse = Callable[[Tensor], Tensor]
