@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
+import os
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hasten.linalg import polar
 from hasten.linalg.coefficients import MUON_PLUS, NS5, Quintic, polar_express, range_of
-from hasten.linalg.newton_schulz import FAST, Norm, newton_schulz
+from hasten.linalg.newton_schulz import FAST, FEW, Norm, newton_schulz
 from hasten.linalg.polar import BACKENDS, ITERATIONS, orthogonalize
 from hasten.linalg.products import gram, symmetric_product
 
@@ -184,7 +187,8 @@ def test_zero_rank_one_orthonormal_and_nan(method: str, dtype: torch.dtype, shap
     assert inner.abs().max() < 1e-2
     # Orthonormal input comes back as a multiple of itself.
     along = float((found[3].to(F64) * frame).sum() / min(m, n))
-    assert error(found[3] / along, frame) < (0.035 if dtype is torch.float32 else 1e-6)
+    # All singular values are equal, so what differs is bfloat16's rounding, 2⁻⁹ an entry, raised some ten times.
+    assert error(found[3] / along, frame) < (0.045 if dtype is torch.float32 else 1e-6)
 
 
 @pytest.mark.parametrize(("rows", "published"), [(8, 1.118), (32, 1.068), (256, 0.997), (1024, 0.998)])
@@ -248,6 +252,15 @@ def test_four_steps_of_polar_express_do_better_than_five_of_ns5() -> None:
         assert ours < 0.9 * error(orthogonalize(x.float()[None], "ns5")[0], exact(x))
 
 
+def rounded_up(x: Tensor) -> float:
+    """How much larger the norm of a matrix counts in low precision: it is one of `FEW` numbers an octave there."""
+    low = x / x.norm()
+    low = low.float().bfloat16().to(F64)
+    a = low @ low.mT if x.shape[0] <= x.shape[1] else low.mT @ low
+    ratio = float(torch.linalg.vector_norm(a @ a)) ** 0.25 / float(a.trace()) ** 0.5
+    return float(2 ** (math.ceil(FEW * math.log2(ratio)) / FEW) / ratio)
+
+
 @pytest.mark.parametrize("method", list(ITERATIONS))
 @pytest.mark.parametrize("shape", [(128, 128), (128, 512), (256, 256), (256, 512), (512, 256)], ids=str)
 def test_bfloat16_stays_near_float64(method: str, shape: tuple[int, int]) -> None:
@@ -256,9 +269,10 @@ def test_bfloat16_stays_near_float64(method: str, shape: tuple[int, int]) -> Non
     quintics = own.quintics(own.steps)
     for seed in range(2):
         x = with_values(torch.logspace(0, -2, min(shape), dtype=F64), *shape, seed=seed)
-        reference = orthogonalize(x[None], method)[0]
+        margin = own.margin * (rounded_up(x) if own.norm == "schatten8" else 1.0)
+        reference = newton_schulz(x[None], quintics, own.norm, margin=margin)[0]
         found = orthogonalize(x.float()[None], method)[0].to(F64)
-        (normalised,) = newton_schulz(x[None], [(1.0, 0.0, 0.0)], own.norm, margin=own.margin)
+        (normalised,) = newton_schulz(x[None], [(1.0, 0.0, 0.0)], own.norm, margin=margin)
         plain = textbook(normalised.bfloat16(), quintics)
         assert error(found, reference) < 0.035
         plain = plain.mT if shape[0] > shape[1] else plain
@@ -426,3 +440,20 @@ def test_which_tensors_are_not_allowed() -> None:
     ):
         with pytest.raises(ValueError, match=shown):
             polar(tensor)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_does_not_grow_with_the_matrices_met() -> None:
+    """A factor of the matrix's own among the coefficients would be a new program for every matrix."""
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def meet(count: int) -> None:
+        for _ in range(count):
+            orthogonalize(torch.randn(4, 96, 96), "ns5")
+
+    meet(3)
+    before = resident()
+    meet(60)
+    assert resident() - before < 30

@@ -24,6 +24,11 @@ FAST = 256
 """From so many rows (columns, if tall), a X + Z X is computed as (a I + Z) X, and two steps at once on long matrices.
 That saves time, and costs digits in bfloat16: 2 % rather than 1 % from the float64 iteration, more on smaller matrices,
 whose errors average less."""
+FEW = 32
+"""In low precision, norms are rounded up to one of so many numbers an octave: they enter the coefficients of the first
+step, and oneDNN builds a program for every scalar that it meets in a product, and keeps it with its memory."""
+ROUNDING = 0.02
+"""A squared Frobenius norm so near to one was one before the matrix was rounded to low precision."""
 SMALL = 2**14
 """Matrices with fewer entries are iterated in stacks on every device."""
 
@@ -102,8 +107,8 @@ def _of_order_one(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Matrices in another dtype, and what they were divided by so that no eighth power overflows or vanishes."""
     if x.ndim == 2 and _free(x):
         size = torch.linalg.vector_norm(x)
-        if 1e-2 < size.item() < 1e4:
-            return x.to(dtype), torch.ones_like(size)
+        if 1e-15 < size.item() < 1e15:
+            return (x / size).to(dtype), size
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
     largest = torch.where(largest == 0, 1.0, largest)
     return (x / largest).to(dtype), largest
@@ -117,14 +122,20 @@ def _reciprocal_norm(
     `unit` is what a norm of one stands for, in terms of the norm below which matrices shrink.
     """
     exact = torch.float64 if a.dtype is torch.float64 else torch.float32
-    power, squares, square = 0.5, a.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)[..., None, None], None
+    square = None
+    squares = a.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)[..., None, None]
     factor = 1 / margin if unit is None else (squares.sqrt() * unit).clamp(max=1.0) / margin
+    if a.dtype is not exact:
+        squares = torch.where((squares - 1).abs() < ROUNDING, 1.0, squares)
     if norm == "rows":
         squares = a.abs().sum(-1, keepdim=True, dtype=exact)
-    elif norm == "schatten8":
-        square, power = symmetric_product(a, a), 0.25
-        squares = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True).to(exact)
-    return factor / torch.where(squares > 0, squares, 1.0) ** power, square
+    size = torch.where(squares > 0, squares, 1.0).sqrt()
+    if norm == "schatten8":
+        square = symmetric_product(a, a)
+        fourth = torch.linalg.vector_norm(square, dim=(-2, -1), keepdim=True).to(exact)
+        ratio = torch.where(fourth > 0, fourth, 1.0) ** 0.25 / size
+        size = size * (ratio if a.dtype is exact else torch.exp2(torch.ceil(FEW * ratio.log2()) / FEW))
+    return factor / size, square
 
 
 def _free(x: Tensor) -> bool:
