@@ -42,11 +42,7 @@ METHODS = (
     Method("Turbo-Muon", "TurboMuon(lr={lr})", 4e-3),
     Method("Schedule-Free Muon", "ScheduleFreeMuon(lr={lr})", 4e-3),
     Method("AdEMAMix-Muon", "AdEMAMixMuon(lr={lr})", 2e-3),
-    Method("MARS-Muon", "MARSMuon(lr={lr})", 4e-3),
     Method("Shampoo, Adam grafting", "Shampoo(lr={lr})", 2e-3),
     Method("Scion", "Scion(lr={lr})", 1e-4),
     Method("Trion, r = n/4", "Trion(lr={lr}, rank=0.25)", 1e-2),
-    Method("DCT-AdamW, r = n/4", "DCTAdamW(lr={lr}, rank=0.25)", 1e-3),
-    Method("Lion", "Lion(lr={lr})", 1e-4),
-    Method("Schedule-Free AdamW", "ScheduleFreeAdamW(lr={lr})", 2e-3),
 )
