@@ -43,7 +43,9 @@ def test_importing_does_not_bring_the_compiler(added: list[str]) -> None:
 def test_importing_adds_its_own_modules_and_few_others(added: list[str]) -> None:
     own = [name for name in added if name.partition(".")[0] == "hasten"]
     others = [name for name in added if name.partition(".")[0] != "hasten"]
-    assert len(own) < 110  # the words, the engine, sketches of the subspace oracles, iterations of the geometries
+    assert (
+        len(own) < 110
+    )  # the words, the engine, sketches of the subspace oracles, iterations of the geometries
     assert len(others) < 20, others
     assert not [
         name

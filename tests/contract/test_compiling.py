@@ -10,9 +10,7 @@ from hasten.engine import passes
 
 each = pytest.mark.parametrize("entry", ENTRIES, ids=str)
 QUICK = ("SGD", "AdamW", "Lion", "ScheduleFreeAdamW", "MARS", "Prodigy")
-REFUSED = [
-    e for e in ENTRIES if any(not p.traceable for c in e(Task().params).compositions for p in c.parts)
-]
+REFUSED = [e for e in ENTRIES if any(not p.traceable for c in e(Task().params).compositions for p in c.parts)]
 """They choose between formulas by the number of the step."""
 traceable = pytest.mark.parametrize(
     "entry",
@@ -26,7 +24,16 @@ traceable = pytest.mark.parametrize(
 
 ROUNDED = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Where a formula holds exp or a sum over a tensor, the order of operations may differ in the last bits."""
-NOT_BITWISE = {"DiffGrad", "MARS", "MARS lion", "MARS exact", "MARS shampoo", "MARSMuon", "ClipNorm first", "Prodigy"}
+NOT_BITWISE = {
+    "DiffGrad",
+    "MARS",
+    "MARS lion",
+    "MARS exact",
+    "MARS shampoo",
+    "MARSMuon",
+    "ClipNorm first",
+    "Prodigy",
+}
 
 
 def nudge(opt, k):
