@@ -41,8 +41,4 @@ METHODS = (
     Method("AdaMuon at AdamW's learning rate", ADAMUON, 1e-3, 1.0, borrows="AdamW"),
     Method("Turbo-Muon", "TurboMuon(lr={lr})", 4e-3),
     Method("Schedule-Free Muon", "ScheduleFreeMuon(lr={lr})", 4e-3),
-    Method("AdEMAMix-Muon", "AdEMAMixMuon(lr={lr})", 2e-3),
-    Method("Shampoo, Adam grafting", "Shampoo(lr={lr})", 2e-3),
-    Method("Scion", "Scion(lr={lr})", 1e-4),
-    Method("Trion, r = n/4", "Trion(lr={lr}, rank=0.25)", 1e-2),
 )

@@ -170,8 +170,7 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
         "Steps to AdamW's loss with matrix geometry",
         "Jordan et al. 2024 (Muon); Liu et al. 2025, arXiv:2502.16982 (Moonlight); Vyas et al. 2024, arXiv:2409.11321 "
         "(SOAP); Si et al. 2025, arXiv:2507.11005 (AdaMuon)",
-        "Every method has one learning rate to tune, for matrices and for the rest alike (Trion's, whose steps have "
-        "another unit, is of the matrices; AdamW moves the rest at the race's recommended rate), tried at the same "
+        "Every method has one learning rate to tune, for matrices and for the rest alike, tried at the same "
         f"{len(RATES)} multiples ({', '.join(f'{r:g}' for r in RATES)}) of a customary value, in one run each of full "
         "length on a seed that is not reported; warm-up over a tenth of the run, then linear decay to 0 (none for "
         "Schedule-Free). Then fresh seeds; equal seeds mean equal initialisation and batches. A method that ends below "

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import hasten
-from hasten.engine.stepping import COMPILE_FROM
+from hasten.engine.fused import COMPILE_FROM
 from hasten.optimizers import CATALOGUE
 from hasten.solvers import METHODS, Status
 from hasten.solvers.options import declared

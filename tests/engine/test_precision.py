@@ -113,18 +113,27 @@ def test_stochastic_rounding_depends_on_the_seed_and_not_on_the_engine():
     assert not torch.equal(run(0, "eager"), run(1, "eager"))
 
 
+EXACT = {
+    *("ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeMuon", "Prodigy"),
+    *("Trion", "DCTAdamW", "SOAP", "Shampoo"),
+}
+
+
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_averages_may_be_kept_in_bfloat16_but_positions_are_exact(name, engine):
     p = torch.randn(6, 4).requires_grad_()
     opt = CATALOGUE[name]([p], state_dtype=torch.bfloat16, engine=engine, **WHOLE.get(name, {}))
-    positions = {"z", "p0", "previous_param"}
+    # Positions, and what bfloat16 cannot hold: Kronecker factors, their bases and roots, indices.
+    exact = {slot.name for slot in opt.composition_of(p).slots if slot.buffer.exact}
+    assert exact >= {"z", "p0", "previous_param"} & opt.state[p].keys()
+    assert bool(exact) == (name in EXACT)
     for _ in range(2):
         p.grad = torch.randn(6, 4)
         opt.step()
     for key, value in opt.state[p].items():
         if value.dim():
-            assert value.dtype is (torch.float32 if key in positions else torch.bfloat16), key
+            assert value.dtype is (torch.float32 if key in exact else torch.bfloat16), key
     saved = opt.state_dict()
     opt.load_state_dict(saved)
     assert all(v.dtype is saved["state"][0][k].dtype for k, v in opt.state[p].items())
