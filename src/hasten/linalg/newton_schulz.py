@@ -124,9 +124,12 @@ def _reciprocal_norm(
     exact = torch.float64 if a.dtype is torch.float64 else torch.float32
     square = None
     squares = a.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=exact)[..., None, None]
-    factor = 1 / margin if unit is None else (squares.sqrt() * unit).clamp(max=1.0) / margin
     if a.dtype is not exact:
         squares = torch.where((squares - 1).abs() < ROUNDING, 1.0, squares)
+    shrink = torch.ones_like(squares) if unit is None else (squares.sqrt() * unit).clamp(max=1.0)
+    if a.dtype is not exact:  # less than half a unit in the last place
+        shrink = torch.where(shrink > 0.999, 1.0, shrink)
+    factor = shrink / margin
     if norm == "rows":
         squares = a.abs().sum(-1, keepdim=True, dtype=exact)
     size = torch.where(squares > 0, squares, 1.0).sqrt()
