@@ -4,6 +4,12 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile(
+    "shared machine", deadline=None
+)  # how long an example takes is no property of the code
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True)
