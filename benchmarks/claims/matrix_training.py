@@ -174,7 +174,8 @@ def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
         f"{len(RATES)} multiples ({', '.join(f'{r:g}' for r in RATES)}) of a customary value, in one run each of full "
         "length on a seed that is not reported; warm-up over a tenth of the run, then linear decay to 0 (none for "
         "Schedule-Free). Then fresh seeds; equal seeds mean equal initialisation and batches. Of the "
-        "methods with a claim, one that ends below AdamW's mean loss is run again, at the same learning rate, with 0.6 and 0.4 of the steps, its schedule "
+        "methods with a claim, one that ends below AdamW's mean loss is run again, at the same learning rate, with 0.6 "
+        "and 0.4 of the steps, its schedule "
         "ending with it, until it no longer does: the last fraction that did bounds its steps to AdamW's loss. Seconds "
         "are those of one processor, a gradient and a step, the orthogonalisation included.",
         checks,
