@@ -145,14 +145,11 @@ def table(found: Study, results: Sequence[Result]) -> Table:
     return Table(f"{found.title}: {found.steps} steps, {len(found.seeds)} seeds", columns, rows)
 
 
-STUDIES = (
-    Study("Language model, 975k parameters, 8 × 64 characters a step", "lm", 480),
-    Study("Digits, convolutional network, 64 images a step", "digits-conv", 300),
-)
+STUDIES = (Study("Language model, 975k parameters, 8 × 64 characters a step", "lm", 480),)
 
 
 def run(quick: bool = False, folder: Path = RESULTS) -> Claim:
-    """Both tasks; what is done is in the ledger beside the result."""
+    """What is done is in the ledger beside the result."""
     studies = STUDIES
     if quick:
         few = tuple(m for m in METHODS if m.name in ("AdamW", "Muon", "SOAP"))
