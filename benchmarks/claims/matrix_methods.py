@@ -39,6 +39,4 @@ METHODS = (
     Method("SOAP", "SOAP(lr={lr})", 2e-3, 0.6),
     Method("AdaMuon", ADAMUON, 1e-3),
     Method("AdaMuon at AdamW's learning rate", ADAMUON, 1e-3, 1.0, borrows="AdamW"),
-    Method("Turbo-Muon", "TurboMuon(lr={lr})", 4e-3),
-    Method("Schedule-Free Muon", "ScheduleFreeMuon(lr={lr})", 4e-3),
 )

@@ -100,7 +100,7 @@ def _shortest(
     found: Study, method: Method, rate: float, ledger: Ledger, full: Sequence[Found], target: float
 ) -> float | None:
     reached = 1.0 if _mean(full) <= target else None
-    for fraction in found.fractions if reached and method.expected else ():
+    for fraction in found.fractions if reached and (method.expected or 1.0) < 1 else ():
         cells = [found.cell(method, rate, seed, fraction) for seed in found.seeds]
         if _mean(ledger.all(trained, cells)) > target:
             break
